@@ -1,0 +1,91 @@
+"""Durable execution for asyncio on Postgres, with no server to run.
+
+    your workflow                                     your web handler / script
+        │ @step, sleep, child …                             │ start, enqueue, list, cancel …
+        ▼                                                   ▼
+    _engine: steps, executor                            _client
+        │ replayed? return it. else run, then               │
+        ▼                                                   ▼
+    _store.checkpointer ── one batch, one round trip ──▶ Postgres ── NOTIFY ──▶ _store.notifier
+                                                            ▲                        │
+                                                            │ claim                  ▼
+    _engine.executor ◀── _engine.dispatcher, recovery ──────┘ ◀──────────── _engine.outcomes
+
+Work flows down, news flows up; they meet once, in the app. `DBOS` is the way in.
+"""
+
+from dbos_async._app import DBOS
+from dbos_async._client import Client, Verbs, WorkflowFilter
+from dbos_async._config import Seconds
+from dbos_async._debouncer import Debouncer
+from dbos_async._engine.functions import Call, Step, StepDecorator, Workflow
+from dbos_async._engine.options import StepOptions, WorkflowOptions
+from dbos_async._engine.retry import Retry
+from dbos_async._handle import StepInfo, WorkflowHandle, WorkflowInput, WorkflowStatus
+from dbos_async._limits import Limiter, RateLimit
+from dbos_async._queue import Queue
+from dbos_async._router import AsyncpgDatasource, Datasource, Router
+from dbos_async._store.records import Status
+from dbos_async.errors import (
+    ConfigurationError,
+    DatabaseError,
+    DatabaseLostError,
+    DatabaseRefusedError,
+    DBOSError,
+    DeduplicatedError,
+    DivergenceError,
+    NotLaunchedError,
+    PortableWorkflowError,
+    QueueNotFoundError,
+    RecoveryExhaustedError,
+    SerializationError,
+    StepRetriesExhaustedError,
+    WorkflowCancelledError,
+    WorkflowConflictError,
+    WorkflowNotFoundError,
+    WorkflowTimeoutError,
+)
+
+__all__ = [
+    "DBOS",
+    "AsyncpgDatasource",
+    "Call",
+    "Client",
+    "ConfigurationError",
+    "DBOSError",
+    "DatabaseError",
+    "DatabaseLostError",
+    "DatabaseRefusedError",
+    "Datasource",
+    "Debouncer",
+    "DeduplicatedError",
+    "DivergenceError",
+    "Limiter",
+    "NotLaunchedError",
+    "PortableWorkflowError",
+    "Queue",
+    "QueueNotFoundError",
+    "RateLimit",
+    "RecoveryExhaustedError",
+    "Retry",
+    "Router",
+    "Seconds",
+    "SerializationError",
+    "Status",
+    "Step",
+    "StepDecorator",
+    "StepInfo",
+    "StepOptions",
+    "StepRetriesExhaustedError",
+    "Verbs",
+    "Workflow",
+    "WorkflowCancelledError",
+    "WorkflowConflictError",
+    "WorkflowFilter",
+    "WorkflowHandle",
+    "WorkflowInput",
+    "WorkflowNotFoundError",
+    "WorkflowOptions",
+    "WorkflowStatus",
+    "WorkflowTimeoutError",
+]

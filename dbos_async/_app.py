@@ -1,0 +1,293 @@
+"""DBOS: a client, a registry and a lifespan. It wires and does not work."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Self
+
+import anyio
+from msgspec import structs
+
+from dbos_async import errors
+from dbos_async._client import Client, Verbs
+from dbos_async._config import EMBEDDED_DIRECTORY, Seconds, Settings, seconds_of
+from dbos_async._engine.context import task_tree
+from dbos_async._engine.dispatcher import Dispatcher
+from dbos_async._engine.executor import Executor
+from dbos_async._engine.limits import Turnstiles
+from dbos_async._engine.pulse import Pulse
+from dbos_async._engine.recovery import Recovery
+from dbos_async._engine.registry import Registry
+from dbos_async._engine.session import Session
+from dbos_async._engine.steps import Steps
+from dbos_async._engine.watchdog import Watchdog
+from dbos_async._limits import checked_id
+from dbos_async._router import Router
+from dbos_async._store import notifier, queues, sql
+from dbos_async._store.embedded import start_embedded
+from dbos_async._store.lease import Lease
+
+DEVELOPMENT_VERSION = "dev"
+"""The version on the default embedded Postgres, so that an edit under --reload strands nothing."""
+EMBEDDED_DATABASE = "dbos"
+DRAIN = 10.0
+"""Seconds that a shutdown gives to what works, unless told otherwise."""
+
+
+class DBOS(Router, Client):
+    """An app: its workflows, and, once launched, this process's part in running them.
+
+    Construction does no I/O. `async with dbos:` connects, installs the schema, takes over what dead
+    processes left, and leaves nothing running; `launch` and `shutdown` do the same in two calls.
+
+    Args:
+        name: the app's name; apps that share a database run only their own workflows.
+        database_url: the system database; else $DBOS_SYSTEM_DATABASE_URL, else an embedded
+            Postgres in ./.dbos.
+        executor_id: names this process; else $DBOS__VMID, else a fresh id at every launch.
+        app_version: work runs only on its own version; else $DBOS__APPVERSION, else a hash of the
+            workflows' sources.
+        max_connections: hard cap on this process's connections.
+        migrate: False only verifies the schema, for roles that may not create anything.
+        allow_pickle: read rows that the official library pickled. Reading pickle runs code.
+        max_payload_bytes: the largest input or result that is stored.
+        max_recovering: how many recovered workflows replay at a time.
+        max_threads: how many synchronous steps run at a time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        database_url: str | None = None,
+        *,
+        executor_id: str | None = None,
+        app_version: str | None = None,
+        max_connections: int = 6,
+        migrate: bool = True,
+        allow_pickle: bool = False,
+        max_payload_bytes: int = 64 * 1024 * 1024,
+        max_recovering: int = 500,
+        max_threads: int = 40,
+    ) -> None:
+        super().__init__()
+        self._settings = Settings(
+            name=checked_id(name, "the app's name"),
+            database_url=database_url,
+            executor_id=executor_id,
+            app_version=app_version,
+            max_connections=max_connections,
+            migrate=migrate,
+            allow_pickle=allow_pickle,
+            max_payload_bytes=max_payload_bytes,
+            max_recovering=max_recovering,
+            max_threads=max_threads,
+        )
+        self._session = None
+        self._host = None
+        self._routers: list[Router] = []
+
+    @property
+    def name(self) -> str:
+        """The app's name."""
+        return self._settings.name
+
+    @property
+    def executor_id(self) -> str | None:
+        """What names this process; None before the launch, unless it was given."""
+        return (self._session.settings if self._session else self._settings).executor_id
+
+    @property
+    def app_version(self) -> str | None:
+        """The version that this process runs; None before the launch, unless it was given."""
+        return (self._session.settings if self._session else self._settings).app_version
+
+    def configure(self, **overrides: Any) -> None:
+        """Change constructor arguments before the launch, for instance in tests.
+
+        Raises:
+            ConfigurationError: the app is launched.
+            TypeError: there is no such setting.
+        """
+        self._check_open("a change of configuration")
+        unknown = set(overrides) - set(Settings.__struct_fields__)
+        if unknown:
+            raise TypeError(f"unknown setting {min(unknown)!r}")
+        self._settings = structs.replace(self._settings, **overrides)
+
+    def include(self, router: Router, /) -> None:
+        """Take over what a router declares, now and later, before the launch.
+
+        Raises:
+            ConfigurationError: a name is held twice, or the app is launched.
+        """
+        self._check_open("a router")
+        if isinstance(router, DBOS) or not isinstance(router, Router):
+            raise TypeError(f"include takes a Router, not {router!r}")
+        if router not in self._routers:
+            self._routers.append(router)
+            router._apps.append(self)
+
+    async def launch(self) -> None:
+        """Connect, install the schema, take over what dead processes left, start working.
+
+        Raises:
+            ConfigurationError: it is launched already, or cannot work; the message says why.
+            DatabaseLostError: Postgres cannot be reached.
+        """
+        if self._host is not None and self._host.is_dropped:
+            await self._close()
+        if self._host is not None:
+            raise errors.ConfigurationError(
+                f"the app {self.name!r} is launched already: one `async with dbos` or lifespan is "
+                "enough"
+            )
+        self._is_open = False
+        try:
+            await self._launch(self._running())
+        except BaseException:
+            self._is_open = True
+            raise
+
+    async def shutdown(self, *, timeout: Seconds = DRAIN) -> None:
+        """Start nothing new, give what works `timeout` seconds, and leave the rest PENDING.
+
+        Workflows that only sleep or wait are not waited for: they go on at the next launch. Doing
+        it twice does no harm.
+        """
+        executor = self.find_launched()
+        try:
+            if executor is not None:
+                await executor.drain(seconds_of(timeout))
+        finally:
+            await self._close()
+            self._is_open = True
+
+    async def __aenter__(self) -> Self:
+        await self.launch()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.shutdown()
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None, /) -> AsyncIterator[None]:
+        """The app's lifespan for FastAPI, Starlette, Litestar, and aiohttp's `cleanup_ctx`."""
+        async with self:
+            yield
+
+    def launched(self) -> Executor:
+        """The executor that this app's workflows run on.
+
+        Raises:
+            NotLaunchedError: it is not launched; the message says what usually causes it.
+        """
+        executor = self.find_launched()
+        if executor is None:
+            raise not_launched(self.name)
+        return executor
+
+    def find_launched(self) -> Executor | None:
+        """The executor, if the app is launched."""
+        return None if self._session is None else self._session.executor
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[Session]:
+        registry = self._everything()
+        settings = await self._settings_at_launch(registry)
+        addresses = registry.addresses()
+        session = Session(settings, registry.address_of, application=settings.name)
+        threads = anyio.CapacityLimiter(settings.max_threads)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(session.open(migrate=settings.migrate))
+            lease = Lease(session.database, settings.executor_id or "")
+            await stack.enter_async_context(lease.open())
+            pulse = Pulse()
+            turnstiles = Turnstiles(
+                session.database, session.clock, session.notifier, settings.executor_id or ""
+            )
+            executor = Executor(
+                settings,
+                session,
+                Steps(
+                    session.checkpointer,
+                    session.clock,
+                    threads,
+                    turnstiles,
+                    max_payload_bytes=settings.max_payload_bytes,
+                    allow_pickle=settings.allow_pickle,
+                ),
+                threads,
+                stack.enter_context(task_tree()),
+                addresses,
+                pulse,
+            )
+            lease.on_lost = executor.suspect
+            recovery = Recovery(settings, session.database, executor, addresses)
+            dispatcher = Dispatcher(settings, session, executor, addresses, registry.listened)
+            await declare(session, registry)
+            session.executor = executor
+            session.on_news[notifier.ENDED].append(executor.news)
+            session.on_news[notifier.QUEUED].append(dispatcher.news)
+            session.on_news[notifier.CONFIGURED].append(dispatcher.configured)
+            session.on_news[notifier.DELAYED].append(dispatcher.delayed)
+            session.on_news[notifier.PERMITS].append(turnstiles.news)
+            session.on_recheck += [executor.recheck, recovery.recheck, dispatcher.recheck]
+            session.on_recheck.append(turnstiles.recheck)
+            await stack.enter_async_context(turnstiles.open())
+            await stack.enter_async_context(executor.open())
+            await stack.enter_async_context(recovery.open())
+            await stack.enter_async_context(dispatcher.open())
+            stack.enter_context(pulse.open())
+            stack.enter_context(Watchdog(pulse).open())
+            yield session
+
+    def _everything(self) -> Registry:
+        """This app's declarations and those of its routers."""
+        everything = Registry()
+        everything.include(self._registry)
+        for router in self._routers:
+            everything.include(router._registry)
+        return everything
+
+    async def _settings_at_launch(self, registry: Registry) -> Settings:
+        settings = self._settings.resolved()
+        if settings.database_url is None:
+            url = await start_embedded(EMBEDDED_DIRECTORY, database=EMBEDDED_DATABASE)
+            version = settings.app_version or DEVELOPMENT_VERSION
+            return structs.replace(settings, database_url=url, app_version=version)
+        return structs.replace(settings, app_version=settings.app_version or registry.version())
+
+    def _own_session(self) -> Session:
+        if self._session is None:
+            raise not_launched(self.name)
+        return self._session
+
+    def _decoder_of(self, name: str) -> Callable[[str], Any]:
+        for router in (self, *self._routers):
+            definition = router._registry.workflows.get(name)
+            if definition is not None:
+                return definition.decode
+        return Verbs._decoder_of(self, name)
+
+
+async def declare(session: Session, registry: Registry) -> None:
+    """Write down which version and which queues there are."""
+    settings = session.settings
+    await session.database.execute(sql.REGISTER_VERSION, settings.app_version, settings.name)
+    for queue in registry.queues.values():
+        await queues.declare(
+            session.database,
+            queue.name,
+            queue.limits,
+            queue.on_conflict,
+            application=settings.name,
+            app_version=settings.app_version or "",
+        )
+
+
+def not_launched(name: str) -> errors.NotLaunchedError:
+    """Say that the app is not launched, and why that usually is."""
+    return errors.NotLaunchedError(
+        f"the app {name!r} is not launched. Usual causes: code outside `async with dbos:`; a "
+        "TestClient used without `with`; an ASGITransport, which runs no lifespan; a web app made "
+        "without lifespan=dbos.lifespan"
+    )

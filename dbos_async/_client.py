@@ -1,0 +1,525 @@
+"""Everything that can be done from outside a workflow, and recorded from within one."""
+
+import asyncio
+import inspect
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
+from typing import Any, ClassVar, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
+
+from msgspec import structs
+
+from dbos_async import errors
+from dbos_async._config import Seconds, Settings, seconds_of
+from dbos_async._debouncer import Debouncer
+from dbos_async._engine.context import calling_branch
+from dbos_async._engine.execution import Started
+from dbos_async._engine.executor import Executor
+from dbos_async._engine.functions import Call, Workflow
+from dbos_async._engine.intake import Call as AnyCall
+from dbos_async._engine.outcomes import text_of
+from dbos_async._engine.registry import Address, WorkflowDefinition
+from dbos_async._engine.session import Session
+from dbos_async._engine.steps import recorded
+from dbos_async._handle import StepInfo, WorkflowHandle, WorkflowStatus, status_of, step_info_of
+from dbos_async._log import log
+from dbos_async._queue import Queue
+from dbos_async._service import Host
+from dbos_async._store import codec, queues, workflows
+from dbos_async._store.clock import milliseconds_of
+from dbos_async._store.queues import limits_of
+from dbos_async._store.records import ENDED, QueueRow, Recorded, Status, WorkflowRow
+from dbos_async._store.workflows import Filter
+
+A = TypeVar("A")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class WorkflowFilter(TypedDict, total=False):
+    """Which workflows a listing or a management verb means; all that is given must fit."""
+
+    workflow_ids: Sequence[str]
+    status: Status | Sequence[Status]
+    name: str
+    queue_name: str
+    workflow_id_prefix: str
+    created_after: datetime
+    created_before: datetime
+
+
+class Inquirer:
+    """What handles ask: the session in charge at the moment of asking."""
+
+    def __init__(self, acting: Callable[[], Session]) -> None:
+        self._acting = acting
+
+    def result_of(
+        self, started: Started, decode: Callable[[str], Any], timeout: Seconds | None
+    ) -> Coroutine[Any, Any, Any]:
+        """A workflow's result; within a workflow, recorded."""
+        seconds = None if timeout is None else seconds_of(timeout)
+        branch = calling_branch()
+        if branch is not None and branch.step is None:
+            executor: Executor = branch.execution.executor
+            return executor.inner.get_result(branch, started, decode, seconds)
+        return self._result_of(started, decode, seconds)
+
+    async def status_of(self, workflow_id: str) -> WorkflowStatus:
+        """Where a workflow stands; within a workflow, recorded."""
+        session = self._acting()
+        chosen = Filter(workflow_ids=[workflow_id])
+        rows = await recorded(
+            "DBOS.getStatus",
+            lambda: workflows.fetch_workflows(
+                session.database, chosen, limit=1, offset=0, newest_first=True
+            ),
+            list[WorkflowRow],
+        )
+        if not rows:
+            raise errors.WorkflowNotFoundError(workflow_id)
+        return status_of(rows[0], allow_pickle=session.settings.allow_pickle)
+
+    async def _result_of(
+        self, started: Started, decode: Callable[[str], Any], seconds: float | None
+    ) -> Any:
+        session = self._acting()
+        try:
+            async with asyncio.timeout(seconds):
+                outcome = await session.outcome_of(started)
+        except TimeoutError:
+            raise TimeoutError(
+                f"workflow {started.workflow_id!r} has not ended within {seconds} s; it goes on"
+            ) from None
+        return decode(text_of(outcome, allow_pickle=session.settings.allow_pickle))
+
+
+class Verbs:
+    """What can be done with workflows from anywhere."""
+
+    def __init__(self) -> None:
+        self._inquirer = Inquirer(self._acting)
+
+    def stub(self, name: str, /) -> Workflow[..., Any]:
+        """A workflow that this process does not define, to be enqueued by its registered name."""
+        return Workflow(self, WorkflowDefinition(name, None))
+
+    async def enqueue(
+        self,
+        queue: str | Queue,
+        workflow: Workflow[P, T],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> WorkflowHandle[T]:
+        """Put a workflow on a queue, for whichever process of the app has room.
+
+        Raises:
+            QueueNotFoundError: there is no such queue; nothing was enqueued, as with all errors.
+            TypeError: the arguments do not fit the function, or `connection` is none.
+            ValueError: the options do not fit the queue, or each other.
+            SerializationError: an argument cannot be stored.
+            WorkflowConflictError: another workflow function has the id; choose another.
+            DeduplicatedError: a live workflow of the queue has the deduplication id.
+            ConfigurationError: `connection` is given within a workflow, and not in a step.
+        """
+        check_workflow(workflow, "enqueue")
+        return await self._enqueue(name_of(queue), workflow.bind(*args, **kwargs))
+
+    async def enqueue_many(
+        self,
+        queue: str | Queue,
+        calls: Iterable[Call[T]],
+        /,
+        *,
+        connection: object = None,
+    ) -> list[WorkflowHandle[T]]:
+        """Put many workflows on a queue: all of them, or none. As `Queue.enqueue_many`."""
+        asked = [call_of(call) for call in calls]
+        branch = calling_branch()
+        if branch is not None and branch.step is None:
+            refuse_connection([connection, *(call.options.get("connection") for call in asked)])
+            executor: Executor = branch.execution.executor
+            started = await executor.inner.enqueue_many(branch, asked, name_of(queue))
+        else:
+            started = await self._acting().enqueue_many(asked, name_of(queue), connection)
+        return [
+            WorkflowHandle(self._inquirer, each, call.definition.decode)
+            for each, call in zip(started, asked, strict=True)
+        ]
+
+    def _enqueue(self, queue_name: str, call: Call[T]) -> Coroutine[Any, Any, WorkflowHandle[T]]:
+        asked = call_of(call)
+        branch = calling_branch()
+        if branch is not None and branch.step is None:
+            refuse_connection([asked.options.get("connection")])
+            executor: Executor = branch.execution.executor
+            started = executor.inner.start_child(branch, asked, queue_name)
+        else:
+            started = self._acting().enqueue(asked, queue_name)
+        return self._handled(started, asked)
+
+    async def _handled(self, started: Awaitable[Started], call: AnyCall) -> WorkflowHandle[Any]:
+        return WorkflowHandle(self._inquirer, await started, call.definition.decode)
+
+    async def retrieve_workflow(self, workflow_id: str) -> WorkflowHandle[Any]:
+        """A handle on a workflow that exists.
+
+        Raises:
+            WorkflowNotFoundError: it does not.
+            DatabaseLostError: Postgres cannot be reached; ask again.
+        """
+        session = self._acting()
+
+        async def find() -> str | None:
+            found = await workflows.fetch_outcomes(session.database, [workflow_id])
+            return found[0].name if found else None
+
+        name = await recorded("DBOS.retrieveWorkflow", find, str | None)
+        if name is None:
+            raise errors.WorkflowNotFoundError(workflow_id)
+        return WorkflowHandle(self._inquirer, Started(workflow_id), self._decoder_of(name))
+
+    async def list_workflows(
+        self,
+        *,
+        limit: int = 100,
+        offset: int = 0,
+        newest_first: bool = True,
+        **filter: Unpack[WorkflowFilter],
+    ) -> list[WorkflowStatus]:
+        """The workflows that fit the filter, by time of creation. Within a workflow, recorded.
+
+        Raises:
+            TypeError: there is no such filter.
+            ValueError: a number is negative, or a time is naive.
+            DatabaseLostError: Postgres cannot be reached; ask again.
+        """
+        if limit < 0 or offset < 0:
+            raise ValueError("limit and offset must not be negative")
+        session = self._acting()
+        chosen = Filter(**filter)
+        chosen.values()
+        rows = await recorded(
+            "DBOS.listWorkflows",
+            lambda: workflows.fetch_workflows(
+                session.database, chosen, limit=limit, offset=offset, newest_first=newest_first
+            ),
+            list[WorkflowRow],
+        )
+        return [status_of(row, allow_pickle=session.settings.allow_pickle) for row in rows]
+
+    async def list_steps(self, workflow_id: str) -> list[StepInfo]:
+        """A workflow's recorded steps, in the order of their start. Within a workflow, recorded.
+
+        Raises:
+            WorkflowNotFoundError: there is no such workflow.
+            DatabaseLostError: Postgres cannot be reached; ask again.
+        """
+        session = self._acting()
+        steps = await recorded(
+            "DBOS.listWorkflowSteps",
+            lambda: workflows.fetch_steps(session.database, workflow_id),
+            list[Recorded],
+        )
+        return [step_info_of(step, allow_pickle=session.settings.allow_pickle) for step in steps]
+
+    async def cancel_workflow(self, workflow_id: str, *, cancel_children: bool = False) -> None:
+        """Cancel a workflow, wherever it is; one that has ended is left as it is.
+
+        Raises:
+            WorkflowNotFoundError: there is no such workflow.
+        """
+        await self.retrieve_workflow(workflow_id)
+        session = self._acting()
+        await recorded(
+            "DBOS.cancelWorkflow",
+            lambda: session.cancel([workflow_id], children=cancel_children),
+            list[str],
+        )
+
+    async def cancel_workflows(
+        self, *, dry_run: bool = False, **filter: Unpack[WorkflowFilter]
+    ) -> list[str]:
+        """Cancel all workflows that fit the filter; their ids. `dry_run` only tells them.
+
+        Raises:
+            ValueError: the filter is empty, and so would mean everything.
+        """
+        chosen = Filter(**filter)
+        if chosen.is_empty:
+            raise ValueError("give a filter: an empty one would cancel every workflow there is")
+        session = self._acting()
+
+        async def cancel() -> list[str]:
+            rows = await workflows.fetch_workflows(
+                session.database, chosen, limit=2**31, offset=0, newest_first=False
+            )
+            alive = [row.workflow_id for row in rows if row.status not in ENDED]
+            return alive if dry_run else await session.cancel(alive, children=False)
+
+        return await recorded("DBOS.cancelWorkflow", cancel, list[str])
+
+    async def set_workflow_delay(self, workflow_id: str, delay: Seconds | datetime) -> None:
+        """Let a delayed workflow come due at another time, sooner or later.
+
+        Args:
+            workflow_id: which one.
+            delay: seconds from now, or an aware datetime; one that has passed is due at once.
+
+        Raises:
+            WorkflowNotFoundError: there is no such workflow.
+            ValueError: it is not DELAYED any more, or the delay is negative or has no time zone.
+        """
+        session = self._acting()
+        when = delay if isinstance(delay, datetime) else seconds_of(delay)
+        if isinstance(when, datetime):
+            milliseconds_of(when)  # a naive one is refused without asking
+
+        async def change() -> None:
+            due = await session.database.patiently(
+                lambda: queues.set_delay(session.database, workflow_id, when, session.clock.skew_ms)
+            )
+            session.tell_due(due.queue_name or "", due.delay_until_ms)
+
+        await recorded("DBOS.setWorkflowDelay", change, None)
+
+    def debouncer(
+        self,
+        workflow: Workflow[P, T],
+        /,
+        *,
+        period: Seconds,
+        max_wait: Seconds | None = None,
+        queue: str | Queue | None = None,
+    ) -> Debouncer[P, T]:
+        """Make bursts of calls one run: see `Debouncer.debounce`.
+
+        Args:
+            workflow: a workflow function or a stub; options such as `timeout` hold for its runs.
+            period: seconds without another call of the same key after which it runs.
+            max_wait: seconds after a key's first call at which it runs even so; None for ever.
+            queue: where it runs, with that queue's limits; else wherever there is room.
+
+        Raises:
+            TypeError: it is no workflow function.
+            ValueError: a duration is not above 0, or the workflow has an option that the debouncer
+                itself decides.
+        """
+        check_workflow(workflow, "debouncer")
+        return Debouncer(
+            self._inquirer,
+            self._acting,
+            workflow,
+            period=period,
+            max_wait=max_wait,
+            queue_name=queues.INTERNAL_QUEUE if queue is None else name_of(queue),
+        )
+
+    async def list_queues(self) -> list[Queue]:
+        """The queues that the database has, of this app and of no app, by name.
+
+        Raises:
+            DatabaseLostError: Postgres cannot be reached; ask again.
+        """
+        session = self._acting()
+        rows = await recorded("DBOS.listQueues", session.queues, list[QueueRow])
+        return [self._queue_of(row) for row in rows]
+
+    async def retrieve_queue(self, name: str) -> Queue:
+        """A queue with its limits as they are now.
+
+        Raises:
+            QueueNotFoundError: there is none of this name.
+            DatabaseLostError: Postgres cannot be reached; ask again.
+        """
+        session = self._acting()
+        rows = await recorded("DBOS.retrieveQueue", lambda: session.queues(name), list[QueueRow])
+        if not rows:
+            raise errors.QueueNotFoundError(f"there is no queue named {name!r}")
+        return self._queue_of(rows[0])
+
+    def _queue_of(self, row: QueueRow) -> Queue:
+        return Queue(self, self._acting, row.name, limits_of(row), is_paused=bool(row.is_paused))
+
+    @overload
+    async def get_event(
+        self, workflow_id: str, key: str, *, timeout: Seconds = 60, as_: type[A]
+    ) -> A | None: ...
+    @overload
+    async def get_event(
+        self, workflow_id: str, key: str, *, timeout: Seconds = 60
+    ) -> Any | None: ...
+    async def get_event(
+        self, workflow_id: str, key: str, *, timeout: Seconds = 60, as_: Any = Any
+    ) -> Any:
+        """Not in this version."""
+        raise NotImplementedError("get_event is not in this version of dbos_async")
+
+    @overload
+    def read_stream(
+        self, workflow_id: str, key: str, *, offset: int = 0, as_: type[A]
+    ) -> AsyncIterator[A]: ...
+    @overload
+    def read_stream(self, workflow_id: str, key: str, *, offset: int = 0) -> AsyncIterator[Any]: ...
+    def read_stream(
+        self, workflow_id: str, key: str, *, offset: int = 0, as_: Any = Any
+    ) -> AsyncIterator[Any]:
+        """Not in this version."""
+        raise NotImplementedError("read_stream is not in this version of dbos_async")
+
+    def launched(self) -> Executor:
+        """The executor that direct calls run on.
+
+        Raises:
+            NotLaunchedError: there is none here; enqueue instead.
+        """
+        raise errors.NotLaunchedError(
+            "a client runs no workflows: enqueue them for an app's processes"
+        )
+
+    def find_launched(self) -> Executor | None:
+        """The executor, if there is one."""
+        return None
+
+    def _acting(self) -> Session:
+        """The session of the workflow that asks, else this app's or client's own."""
+        branch = calling_branch()
+        return self._own_session() if branch is None else branch.execution.executor.session
+
+    def _own_session(self) -> Session:
+        raise NotImplementedError
+
+    def _decoder_of(self, name: str) -> Callable[[str], Any]:
+        return codec.decode
+
+
+class Client(Verbs):
+    """Enqueues, lists and manages workflows from a process that runs none.
+
+    Args:
+        database_url: the app's system database; else $DBOS_SYSTEM_DATABASE_URL.
+    """
+
+    launched_here: ClassVar["weakref.WeakSet[Client]"] = weakref.WeakSet()
+    """Every app and client of this process, for `dbos_async.testing.crash_at` alone."""
+
+    def __init__(self, database_url: str | None = None) -> None:
+        super().__init__()
+        self._settings = Settings(name="client", database_url=database_url)
+        self._session: Session | None = None
+        self._host: Host[Session] | None = None
+
+    def drop(self, why: BaseException) -> None:
+        """Let go of everything as if the process had died; who waits gets `why`. For tests."""
+        session, self._session = self._session, None
+        if session is not None and self._host is not None:
+            session.drop(why)
+            self._host.drop()
+
+    async def __aenter__(self) -> Self:
+        settings = self._settings.resolved()
+        if settings.database_url is None:
+            raise errors.ConfigurationError(
+                "a client needs the URL of the app's system database: Client(url), or set "
+                "DBOS_SYSTEM_DATABASE_URL"
+            )
+        await self._launch(self._opened(settings))
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._close()
+
+    @asynccontextmanager
+    async def _opened(self, settings: Settings) -> AsyncIterator[Session]:
+        # Its rows name no app and no version: whichever has the workflow and the queue takes them,
+        # at its newest version.
+        settings = structs.replace(settings, app_version=None)
+        async with Session(settings, function_address, application=None).open() as session:
+            yield session
+
+    async def _launch(self, context: AbstractAsyncContextManager[Session]) -> None:
+        Client.launched_here.add(self)
+        self._host = Host(crashed)
+        try:
+            self._session = await self._host.open(context)
+        except errors.DBOSError as exc:
+            self._host = None
+            raise exc.with_traceback(None) from None  # the sentence says it; our insides do not
+        except BaseException:
+            self._host = None
+            raise
+
+    async def _close(self) -> None:
+        host, self._host = self._host, None
+        try:
+            if host is not None:
+                await host.close()
+        finally:
+            self._session = None
+
+    def _own_session(self) -> Session:
+        if self._session is None:
+            raise errors.NotLaunchedError(
+                "the client is not open: `async with Client(url) as client:`"
+            )
+        return self._session
+
+
+def function_address(definition: WorkflowDefinition, instance: object | None) -> Address:
+    """How rows name a workflow that this process does not define."""
+    return Address(definition.name, "", "")
+
+
+def name_of(queue: object) -> str:
+    """A queue's name.
+
+    Raises:
+        TypeError: it is neither a queue nor a name.
+    """
+    if isinstance(queue, Queue):
+        return queue.name
+    if not isinstance(queue, str):
+        raise TypeError(f"a queue is a Queue or its name, not {queue!r}")
+    return queue
+
+
+def refuse_connection(connections: Iterable[object]) -> None:
+    """Refuse the user's connections where a replay would find them in another state.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    if any(connection is not None for connection in connections):
+        raise errors.ConfigurationError(
+            "connection= does not work in a workflow, which is replayed while what its connection "
+            "did is not undone: open the transaction in a step, and enqueue there"
+        )
+
+
+def check_workflow(given: object, verb: str) -> None:
+    """Refuse what is no workflow.
+
+    Raises:
+        TypeError: it is something else, such as a workflow's call.
+    """
+    if isinstance(given, Workflow):
+        return
+    if inspect.iscoroutine(given):
+        given.close()  # or Python complains that it was never awaited
+    raise TypeError(
+        f"{verb} takes the workflow and its arguments, as in {verb}(checkout, 'o-1'), not {given!r}"
+    )
+
+
+def call_of(call: Call[Any]) -> AnyCall:
+    """What a bound workflow holds."""
+    if not isinstance(call, Call):
+        raise TypeError(f"enqueue_many takes workflow.bind(…) calls, not {call!r}")
+    return call.asked
+
+
+def crashed(error: BaseException) -> None:
+    """A service of ours failed, which is a bug: say so loudly."""
+    log.critical("dbos_async stopped working", error=repr(error), exc_info=error)

@@ -1,0 +1,217 @@
+"""Which queues this process works on, and what wakes their lines.
+
+    queues table, once a second ─▶ one line a queue, configured as the table says
+    NOTIFY, own enqueues, due delays, the recheck ─▶ the lines they name
+
+A notification is a hint: with all of them lost, every line is still looked at once in a recheck
+interval, and the configuration every second. A queue whose row is deleted is paused, not dropped:
+what it runs here goes on, and counts again when the row is back.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+from msgspec import structs
+
+from dbos_async._config import Settings
+from dbos_async._engine.execution import Execution
+from dbos_async._engine.executor import Executor
+from dbos_async._engine.line import Line
+from dbos_async._engine.registry import Address, Runnable, columns_of
+from dbos_async._engine.session import DELAY_POLL, Session
+from dbos_async._log import log
+from dbos_async._service import running
+from dbos_async._store import notifier, queues
+from dbos_async._store.claiming import Claim
+from dbos_async._store.queues import INTERNAL_QUEUE
+from dbos_async._store.records import Claimed, Unclaimable
+
+CONFIGURATION_POLL: Final = 0.9
+"""Seconds between two looks at the configuration of the queues."""
+CLOSING: Final = 2.0
+"""Seconds that a shutdown waits for claims that travel, so that what they bring is put back."""
+
+
+class Dispatcher:
+    """Keeps one line for each queue that this process works on."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        session: Session,
+        executor: Executor,
+        addresses: Mapping[Address, Runnable],
+        listened: Collection[str] | None,
+    ) -> None:
+        self._session = session
+        self._database = session.database
+        self._executor = executor
+        self._listened = listened
+        names, classes, configs = columns_of(addresses)
+        self._claim = Claim(
+            queue_name="",
+            executor_id=settings.executor_id or "",
+            owner="",
+            app_version=settings.app_version or "",
+            application=settings.name,
+            names=names,
+            classes=classes,
+            configs=configs,
+        )
+        self._lines: dict[str, Line] = {}
+        self._configured = asyncio.Event()
+        self._delayed = asyncio.Event()
+        self._nap: asyncio.Timeout | None = None
+        self._is_closing = False
+        self._runner: asyncio.Task[object] | None = None
+        self._missed: set[str] = set()
+        self._told: set[tuple[str, str, str | None]] = set()
+        self._tell_now = asyncio.Event()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator["Dispatcher"]:
+        """Claim for the length of the block; claims that travel at its end come back first."""
+        self._executor.claims.on_adopted = self._adopted
+        async with (
+            running(delays=self._release(), look_after=self._look_after()),
+            running(self._close, dispatcher=self._run()),
+        ):
+            yield self
+
+    def news(self, queue_names: list[str]) -> None:
+        """These queues have something, it is said."""
+        for name in queue_names:
+            if name in self._lines:
+                self._lines[name].wake()
+
+    def configured(self, queue_names: list[str]) -> None:
+        """These queues have other limits, it is said."""
+        self._configured.set()
+
+    def delayed(self, queue_names: list[str]) -> None:
+        """These queues have something that comes due soon, it is said."""
+        self._delayed.set()
+        if self._nap is not None:
+            self._nap.reschedule(asyncio.get_running_loop().time())
+            self._nap = None
+
+    def recheck(self) -> None:
+        """Look at every queue."""
+        self._configured.set()
+        self._tell_now.set()
+        self.news(list(self._lines))
+
+    def _adopted(self, execution: Execution, claimed: Claimed) -> None:
+        line = self._lines.get(claimed.queue_name or "")
+        if line is not None:
+            line.adopted(execution, claimed)
+
+    async def _run(self) -> None:
+        self._runner = asyncio.current_task()
+        async with asyncio.TaskGroup() as group:
+            self._line_of(INTERNAL_QUEUE, group)
+            while not self._is_closing:
+                self._configured.clear()
+                await self._database.persistently(lambda: self._configure(group))
+                try:
+                    async with asyncio.timeout(CONFIGURATION_POLL * random.uniform(0.9, 1.0)):  # noqa: S311
+                        await self._configured.wait()
+                except TimeoutError:
+                    continue
+            for line in self._lines.values():
+                line.close()
+
+    def _close(self) -> None:
+        self._is_closing = True
+        self._configured.set()
+        for line in self._lines.values():
+            line.close()
+        if self._runner is not None:
+            asyncio.get_running_loop().call_later(CLOSING, self._runner.cancel)
+
+    async def _configure(self, group: asyncio.TaskGroup) -> None:
+        """Let the lines be as the table says."""
+        rows = {row.name: row for row in await self._session.queues()}
+        for name, row in rows.items():
+            if self._listened is None or name in self._listened:
+                line = self._line_of(name, group)
+                line.configure(queues.limits_of(row), is_paused=row.is_paused)
+        for name, line in self._lines.items():
+            if name not in rows and name != INTERNAL_QUEUE:
+                line.configure(line.limits, is_paused=True)
+        for name in set(self._listened or ()) - rows.keys() - self._missed:
+            self._missed.add(name)
+            log.warning("listen_queues names a queue that does not exist yet", queue=name)
+
+    def _line_of(self, name: str, group: asyncio.TaskGroup) -> Line:
+        if name not in self._lines:
+            claim = structs.replace(self._claim, queue_name=name)
+            line = Line(name, claim, self._database, self._session.notifier, self._executor)
+            self._lines[name] = line
+            group.create_task(line.run(), name=f"dbos queue {name}")
+        return self._lines[name]
+
+    async def _release(self) -> None:
+        """Put delayed workflows that are due on their queues."""
+        while True:
+            self._delayed.clear()
+            released = await self._database.persistently(self._release_some)
+            for name in Counter(released):
+                self._session.tell(notifier.QUEUED, name)
+            due_ms = await self._database.persistently(self._next_due)
+            pause_ms = DELAY_POLL * 1000 if due_ms is None else min(due_ms, DELAY_POLL * 1000)
+            await self._nap_until(self._executor.clock.now_ms() + max(0.0, pause_ms))
+
+    async def _nap_until(self, deadline_ms: float) -> None:
+        """Return at `deadline_ms`, or when something else comes due soon."""
+        if self._delayed.is_set():
+            return
+        try:
+            async with asyncio.timeout(None) as self._nap:
+                await self._executor.clock.sleep_until(deadline_ms)
+        except TimeoutError:
+            return
+        finally:
+            self._nap = None
+
+    async def _release_some(self) -> list[str]:
+        return await queues.release_delayed(self._database, self._executor.clock.skew_ms)
+
+    async def _next_due(self) -> int | None:
+        return await queues.fetch_next_due(self._database, self._executor.clock.skew_ms)
+
+    async def _look_after(self) -> None:
+        """Tidy up, and log, once, what waits here that this process cannot run: it waits on."""
+        while True:
+            await self._tell_now.wait()
+            self._tell_now.clear()
+            for line in list(self._lines.values()):
+                await self._database.persistently(line.tidy)
+                for row in await self._database.persistently(line.find_unknown):
+                    self._tell(line.name, row)
+
+    def _tell(self, queue_name: str, row: Unclaimable) -> None:
+        mine = self._claim.app_version
+        if row.app_version not in (None, mine):
+            if (queue_name, "", row.app_version) not in self._told:
+                self._told.add((queue_name, "", row.app_version))
+                log.warning(
+                    "queued workflows wait for another version of this app: run it until they are "
+                    "done, or give them this version in dbos.workflow_status",
+                    queue=queue_name,
+                    app_version=row.app_version,
+                    this_version=mine,
+                )
+        elif (queue_name, row.name, row.config_name) not in self._told:
+            self._told.add((queue_name, row.name, row.config_name))
+            log.warning(
+                "queued workflows of a function or instance that is not registered here: they wait "
+                "for a process that has it",
+                queue=queue_name,
+                name=row.name,
+                instance=row.config_name or None,
+            )

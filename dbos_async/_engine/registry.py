@@ -1,0 +1,230 @@
+"""What an app can run: its workflows, the instances some of them belong to, its queues."""
+
+import ast
+import hashlib
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, NamedTuple
+
+from msgspec import Struct
+
+from dbos_async import errors
+from dbos_async._limits import Limiter, Limits, checked_id
+from dbos_async._store import codec
+from dbos_async._store.arguments import Arguments
+
+
+class Address(NamedTuple):
+    """How a row names what runs it; empty strings for functions."""
+
+    name: str
+    class_name: str
+    config_name: str
+
+
+class WorkflowDefinition:
+    """A workflow function and what is known of it; without a function, a foreign one's stub."""
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any] | None,
+        max_recovery_attempts: int | None = 100,
+    ) -> None:
+        self.name = checked_id(name, "the workflow's name")
+        self.function = function
+        self.max_recovery_attempts = max_recovery_attempts
+        self.owner: type | None = None  # the class, if it is a method
+        self.is_static = False  # it was a staticmethod when it was decorated
+        self._signature: Arguments | None = None
+        self._codec: tuple[codec.Encode, codec.Decode] | None = None
+
+    @property
+    def arguments(self) -> Arguments | None:
+        """How its arguments are stored; None for a stub."""
+        if self._signature is None and self.function is not None:
+            self._signature = Arguments(self.function, skip_first=self.owner is not None)
+        return self._signature
+
+    @property
+    def encode(self) -> codec.Encode:
+        """Writes its result, typed as annotated."""
+        return self._codecs()[0]
+
+    @property
+    def decode(self) -> codec.Decode:
+        """Reads its stored result, typed as annotated."""
+        return self._codecs()[1]
+
+    def _codecs(self) -> tuple[codec.Encode, codec.Decode]:
+        if self._codec is None:
+            kind = Any if self.function is None else codec.result_type(self.function)
+            self._codec = codec.encoder(kind, at="the result"), codec.decoder(kind, at="the result")
+        return self._codec
+
+
+OnConflict = Literal["update_if_latest_version", "always_update", "never_update"]
+"""What a launch does with the limits that the database has of a queue."""
+
+
+class QueueDefinition(Struct, frozen=True):
+    """A queue as this app declares it."""
+
+    name: str
+    limits: Limits
+    on_conflict: OnConflict = "update_if_latest_version"
+
+
+class Runnable(NamedTuple):
+    """A workflow definition and the instance it runs on, if it is a method."""
+
+    definition: WorkflowDefinition
+    instance: object | None
+
+
+class Registry:
+    """Definitions by name. Filled before the launch, only read after it."""
+
+    def __init__(self) -> None:
+        self.workflows: dict[str, WorkflowDefinition] = {}
+        self.queues: dict[str, QueueDefinition] = {}
+        self.limiters: dict[str, Limiter] = {}
+        self.instances: dict[tuple[str, str], object] = {}
+        self.listened: frozenset[str] | None = None
+        """The queues that this process works on; None: all."""
+
+    def add_workflow(self, definition: WorkflowDefinition) -> None:
+        """Register a workflow.
+
+        Raises:
+            ConfigurationError: another function has the name.
+        """
+        known = self.workflows.get(definition.name)
+        if known is not None and place_of(known.function) != place_of(definition.function):
+            raise errors.ConfigurationError(
+                f"there is already a workflow named {definition.name!r} "
+                f"({place_of(known.function)}): rename one, or give it name=…"
+            )
+        if known is not None:
+            raise errors.ConfigurationError(f"the workflow {definition.name!r} is registered twice")
+        self.workflows[definition.name] = definition
+
+    def add_queue(self, queue: QueueDefinition) -> None:
+        """Register a queue.
+
+        Raises:
+            ConfigurationError: the app has declared it already.
+        """
+        if queue.name in self.queues:
+            raise errors.ConfigurationError(
+                f"the queue {queue.name!r} is declared twice: declare it once, and elsewhere refer "
+                f"to it by name, as in dbos.enqueue({queue.name!r}, …)"
+            )
+        self.queues[queue.name] = queue
+
+    def add_limiter(self, limiter: Limiter) -> None:
+        """Note a limiter that a step was given.
+
+        Raises:
+            ConfigurationError: another one of its name has other limits.
+        """
+        limiter.check_agrees(self.limiters.setdefault(limiter.name, limiter))
+
+    def add_instance(self, instance: object, name: str) -> None:
+        """Register an instance whose methods are workflows.
+
+        Raises:
+            ConfigurationError: another instance of its class has the name.
+        """
+        key = (type(instance).__qualname__, checked_id(name, "the instance's name"))
+        if self.instances.get(key, instance) is not instance:
+            raise errors.ConfigurationError(
+                f"there is already an instance of {key[0]} named {name!r}: choose another name"
+            )
+        self.instances[key] = instance
+
+    def include(self, other: "Registry") -> None:
+        """Take over everything that `other` has. Raises ConfigurationError on a name held twice."""
+        for definition in other.workflows.values():
+            self.add_workflow(definition)
+        for queue in other.queues.values():
+            self.add_queue(queue)
+        for limiter in other.limiters.values():
+            self.add_limiter(limiter)
+        for (_, name), instance in other.instances.items():
+            self.add_instance(instance, name)
+        if other.listened is not None:
+            self.listened = other.listened | (self.listened or frozenset())
+
+    def address_of(self, definition: WorkflowDefinition, instance: object | None) -> Address:
+        """How rows of this workflow are named.
+
+        Raises:
+            ConfigurationError: it is a method of an instance that nobody registered.
+        """
+        if instance is None:
+            return Address(definition.name, "", "")
+        for (class_name, name), known in self.instances.items():
+            if known is instance:
+                return Address(definition.name, class_name, name)
+        raise errors.ConfigurationError(
+            f"{definition.name} is a workflow of an instance of {type(instance).__qualname__} that "
+            "is not registered: dbos.register(instance, name=…) before the launch, so that it can "
+            "be recovered on the right one"
+        )
+
+    def addresses(self) -> dict[Address, Runnable]:
+        """Everything that can be run here, by how rows name it."""
+        return dict(self._addressed())
+
+    def _addressed(self) -> Iterator[tuple[Address, Runnable]]:
+        for definition in self.workflows.values():
+            if definition.owner is None:
+                yield Address(definition.name, "", ""), Runnable(definition, None)
+                continue
+            for (class_name, name), instance in self.instances.items():
+                if isinstance(instance, definition.owner):
+                    yield Address(definition.name, class_name, name), Runnable(definition, instance)
+
+    def version(self) -> str:
+        """A hash of the workflows' sources: the same for the same code, however it is formatted.
+
+        In it are each workflow's name and syntax tree (decorators and comments count for nothing,
+        its docstring and the bodies of steps neither) and the minor version of Python, because
+        `asyncio.wait_for` makes a task on 3.11 and none later, which numbers steps differently.
+        """
+        parts = [f"python {sys.version_info.major}.{sys.version_info.minor}"]
+        parts += sorted(f"{d.name} {shape_of(d.function)}" for d in self.workflows.values())
+        return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def columns_of(addresses: Iterable[Address]) -> tuple[list[str], list[str], list[str]]:
+    """Addresses turned on their side, as the claiming statements take them."""
+    known = list(addresses)
+    return [a.name for a in known], [a.class_name for a in known], [a.config_name for a in known]
+
+
+def place_of(function: Callable[..., Any] | None) -> str:
+    """Where a function is defined, for people."""
+    if function is None:
+        return "nowhere"
+    code = getattr(function, "__code__", None)
+    line = f":{code.co_firstlineno}" if code is not None else ""
+    return f"{function.__module__}.{function.__qualname__}{line}"
+
+
+def shape_of(function: Callable[..., Any] | None) -> str:
+    """A function's syntax tree as text, without decorators and docstring; its name if hidden."""
+    if function is None:
+        return ""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        return place_of(function)
+    if isinstance(tree, ast.AsyncFunctionDef | ast.FunctionDef):
+        tree.decorator_list = []
+        if ast.get_docstring(tree) is not None:
+            tree.body = tree.body[1:]
+    return ast.dump(tree)

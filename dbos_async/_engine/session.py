@@ -1,0 +1,224 @@
+"""What a launched app or client holds: one database, and what speaks to it."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+from dbos_async import errors
+from dbos_async._config import OWN_CONNECTIONS, Settings
+from dbos_async._engine.bulk import Bulk
+from dbos_async._engine.catalog import Catalog
+from dbos_async._engine.execution import Started
+from dbos_async._engine.executor import Executor
+from dbos_async._engine.intake import Call, Intake
+from dbos_async._engine.outcomes import Outcomes
+from dbos_async._engine.registry import Address, WorkflowDefinition
+from dbos_async._store import enqueues, notifier, queues, schema, workflows
+from dbos_async._store.borrowed import check_kind
+from dbos_async._store.checkpointer import Checkpointer
+from dbos_async._store.clock import Clock
+from dbos_async._store.database import Database, explained, translated
+from dbos_async._store.notifier import Notifier
+from dbos_async._store.records import Outcome, QueueRow
+
+DELAY_POLL: Final = 1.0
+"""Seconds between looks for delayed workflows that have come due, unless one is due sooner."""
+
+
+class Session:
+    """The open parts, wired to each other; an app adds an executor."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        address_of: Callable[[WorkflowDefinition, object | None], Address],
+        *,
+        application: str | None,
+    ) -> None:
+        self.settings = settings
+        self.application = application
+        self.clock = Clock()
+        self.database = Database(settings, pool_size=settings.max_connections - OWN_CONNECTIONS)
+        self.checkpointer = Checkpointer(self.database, application=application)
+        self.outcomes = Outcomes(self.database)
+        self.notifier = Notifier(
+            self.database,
+            self.clock,
+            recheck_interval=settings.recheck_interval,
+            on_news=self._news,
+            on_recheck=self._recheck,
+        )
+        self.intake = Intake(settings, self.clock, address_of)
+        self.catalog = Catalog(self._every_queue, accepts_any=application is None)
+        self.executor: Executor | None = None
+        self.on_news: dict[str, list[Callable[[list[str]], None]]] = {
+            notifier.ENDED: [self.outcomes.news],
+            notifier.QUEUED: [],
+            notifier.CONFIGURED: [lambda _: self.catalog.forget()],
+            notifier.DELAYED: [],
+            notifier.PERMITS: [],
+        }
+        self.on_recheck: list[Callable[[], None]] = [self.outcomes.recheck, self.catalog.forget]
+
+    @asynccontextmanager
+    async def open(self, *, migrate: bool | None = None) -> AsyncIterator["Session"]:
+        """Connect for the length of the block.
+
+        Args:
+            migrate: install the schema, or only verify it; None only asks whether it is there.
+
+        Raises:
+            ConfigurationError: the database cannot be used; the message says what to change.
+            DatabaseLostError: the server cannot be reached.
+        """
+        async with AsyncExitStack() as stack:
+            await self._prepare_schema(migrate=migrate)
+            await stack.enter_async_context(self.database.open())
+            await stack.enter_async_context(self.checkpointer.open())
+            await stack.enter_async_context(self.notifier.open())
+            await stack.enter_async_context(self.outcomes.open())
+            yield self
+
+    async def enqueue(self, call: Call, queue_name: str) -> Started:
+        """Put a workflow on a queue.
+
+        Raises:
+            QueueNotFoundError: there is no such queue.
+            ValueError: the call's options do not fit the queue, or each other.
+            Exception: as `Executor.start` does.
+        """
+        if call.options.get("connection") is not None:
+            [started] = await self.enqueue_many([call], queue_name)
+            return started
+        flaw = await self.catalog.flaw_in(queue_name, [call.options])
+        if flaw is not None:
+            raise flaw
+        try:
+            return await self._enqueue(call, queue_name)
+        except errors.DeduplicatedError as exc:
+            if (
+                call.options.get("duplication_policy") != "return_existing"
+                or exc.workflow_id is None
+            ):
+                raise
+            return Started(exc.workflow_id, is_queued=True)
+
+    async def enqueue_many(
+        self, calls: Sequence[Call], queue_name: str, connection: object = None
+    ) -> list[Started]:
+        """Put workflows on a queue: all, or none; on the user's connection, with its transaction.
+
+        Raises as `enqueue` does.
+        """
+        connection = one_connection(calls, connection)
+        flaw = await self.catalog.flaw_in(queue_name, [call.options for call in calls])
+        if flaw is not None:
+            raise flaw
+        bulk = Bulk(self.intake, calls, queue_name)
+        rows = enqueues.Rows(bulk, bulk.attaching)
+        if connection is not None:  # once it commits, a trigger tells everybody
+            holders = await enqueues.enqueue_on(connection, rows, self.application)
+        else:
+            holders = await enqueues.enqueue(self.database, rows, len(calls), self.application)
+            self.tell(notifier.QUEUED, queue_name)
+            self.tell_due(queue_name, bulk.due_ms)
+        return [Started(holders.get(i, i), is_queued=True) for i in bulk.ids]
+
+    async def _enqueue(self, call: Call, queue_name: str) -> Started:
+        if self.executor is not None:
+            return await self.executor.enqueue(call, queue_name)
+        write = self.intake.order_of(call, queue_name).write
+        if await self.checkpointer.commit(write) is None:
+            self.tell(notifier.QUEUED, queue_name)
+            self.tell_due(queue_name, write.delay_until_ms)
+        return Started(write.workflow_id)
+
+    async def queues(self, name: str | None = None) -> list[QueueRow]:
+        """The queue of this name, or all that this app may know."""
+        rows = await queues.fetch(self.database, name, self.application)
+        if name is None:
+            self.catalog.learn(rows)
+        return rows
+
+    async def _every_queue(self) -> list[QueueRow]:
+        return await self.database.patiently(
+            lambda: queues.fetch(self.database, None, self.application)
+        )
+
+    def tell(self, channel: str, word: str) -> None:
+        """Tell everybody, this process too."""
+        self.notifier.post(channel, word)
+        self._news(channel, [word])
+
+    def tell_due(self, queue_name: str, due_ms: int | None) -> None:
+        """A workflow of this queue comes due at this moment; the next look for such may be late."""
+        if due_ms is not None and due_ms < self.clock.now_ms() + DELAY_POLL * 1000:
+            self.tell(notifier.DELAYED, queue_name)
+
+    async def outcome_of(self, started: Started) -> Outcome:
+        """How a workflow ended, once it has."""
+        if self.executor is not None:
+            return await self.executor.result_of(started)
+        return await self.outcomes.wait(started.workflow_id)
+
+    async def cancel(self, workflow_ids: list[str], *, children: bool) -> list[str]:
+        """Cancel workflows; the ids of those that had not ended."""
+        if self.executor is not None:
+            return await self.executor.cancel(workflow_ids, children=children)
+        cancelled = await workflows.cancel(self.database, workflow_ids, children=children)
+        for workflow_id in cancelled:
+            self.notifier.post(notifier.ENDED, workflow_id)
+        self.outcomes.news(cancelled)
+        return cancelled
+
+    def drop(self, why: BaseException) -> None:
+        """Record nothing more from now on, and tell whoever waits. For tests."""
+        if self.executor is not None:
+            self.executor.drop(why)
+        self.checkpointer.drop(why)
+        self.outcomes.drop(why)
+        self.database.drop()
+
+    async def _prepare_schema(self, *, migrate: bool | None) -> None:
+        with explained(self.database.url):
+            connection = await self.database.dial("schema")
+        try:
+            with translated():
+                await schema.check_server(connection)
+                if migrate is True:
+                    await schema.install(connection)
+                elif migrate is False:
+                    await schema.verify(connection)
+                else:
+                    await schema.check_installed(connection)
+        finally:
+            connection.terminate()
+
+    def _news(self, channel: str, words: list[str]) -> None:
+        for hear in self.on_news[channel]:
+            hear(words)
+
+    def _recheck(self) -> None:
+        for look in self.on_recheck:
+            look()
+
+
+def one_connection(calls: Sequence[Call], connection: object) -> object:
+    """The user's connection to enqueue on, or None.
+
+    Raises:
+        TypeError: it is of a kind that is not known here.
+        ValueError: the calls name another, and one transaction cannot be on two.
+    """
+    for call in calls:
+        given = call.options.get("connection")
+        if given is None or given is connection:
+            continue
+        if connection is not None:
+            raise ValueError(
+                "the calls name different connections: enqueue those of each by themselves"
+            )
+        connection = given
+    if connection is not None:
+        check_kind(connection)
+    return connection

@@ -1,0 +1,386 @@
+"""How a step runs: load → replay → call → decide → record.
+
+A step of a fresh run is called, its outcome encoded, written through the checkpointer and decoded
+again for the workflow: what the first run sees is what a replay sees. A step that is in the history
+returns what is there, after its name and the digest of its arguments were compared.
+
+What happens if the process dies: before the record landed, the step runs again on replay; after it,
+never. If the run was stopped meanwhile (a shutdown, a takeover, a cancel), CancelledError is raised
+and nothing more of the workflow runs.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import anyio
+import anyio.to_thread
+from msgspec import Struct, structs
+
+from dbos_async import errors
+from dbos_async._engine.context import Branch, RunningStep, ambient, calling_branch, current_branch
+from dbos_async._engine.execution import Execution, Stop
+from dbos_async._engine.limits import Turn, Turnstiles
+from dbos_async._engine.retry import Retry
+from dbos_async._limits import Limiter
+from dbos_async._store import codec, stored
+from dbos_async._store.arguments import digest as digest_of
+from dbos_async._store.checkpointer import Checkpointer
+from dbos_async._store.clock import Clock
+from dbos_async._store.portable_errors import decode_error, encode_error
+from dbos_async._store.records import Recorded, StepWrite
+
+T = TypeVar("T")
+
+
+class StepDefinition(Struct, frozen=True):
+    """A step function and how it is called."""
+
+    name: str
+    function: Callable[..., Any]
+    is_async: bool = True
+    retry: Retry | None = None
+    timeout: float | None = None
+    limiter: Limiter | None = None
+    encode: Callable[[Any], str] = codec.encode
+    decode: Callable[[str], Any] = codec.decode
+    is_internal: bool = False
+    """One of the library's own: it is no user code, and its arguments are not compared."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether calling it is all there is to do: no retry, no timeout, no thread, no turn."""
+        return (
+            self.is_async and self.retry is None and self.timeout is None and self.limiter is None
+        )
+
+    is_method: bool = False
+    """Its first argument is the instance, which is no data."""
+    is_static: bool = False
+    """It was a staticmethod when it was decorated."""
+
+
+class Made(NamedTuple):
+    """What a step came to: a result as it is stored and as it reads back, or an error."""
+
+    output: str | None = None
+    value: Any = None
+    error: str | None = None
+    cause: Exception | None = None
+
+
+class Steps:
+    """Runs steps within workflows."""
+
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        clock: Clock,
+        threads: anyio.CapacityLimiter,
+        turnstiles: Turnstiles,
+        *,
+        max_payload_bytes: int,
+        allow_pickle: bool,
+    ) -> None:
+        self._checkpointer = checkpointer
+        self._clock = clock
+        self._threads = threads
+        self._turnstiles = turnstiles
+        self._max_payload_bytes = max_payload_bytes
+        self._allow_pickle = allow_pickle
+
+    def call(
+        self,
+        branch: Branch,
+        step: StepDefinition,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Coroutine[Any, Any, Any]:
+        """A step's call: numbered now, run when awaited."""
+        execution: Execution = branch.execution
+        key = branch.next_key()
+        run = self.run(execution, key, execution.position_of(key), step, args, kwargs)
+        execution.called(key, step.name, run)
+        return run
+
+    async def run(
+        self,
+        execution: Execution,
+        key: str,
+        position: int,
+        step: StepDefinition,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """A numbered step's outcome: from the record, or by calling it and recording that."""
+        execution.begin(key)
+        branch = current_branch() or Branch(execution)
+        data = args[1:] if step.is_method else args
+        digest = None if step.is_internal else digest_of(data, kwargs)
+        recorded = execution.history.get(key)
+        if recorded is not None:
+            return self._replay(execution, branch, step, digest, recorded)
+        execution.live()
+        if execution.executor.is_unsure:
+            await execution.executor.sure()
+        if execution.slot is not None and not step.is_internal:
+            await execution.slot.enter()
+        started_at_ms = self._clock.now_ms()
+        made = await self._outcome(execution, branch, key, step, args, kwargs)
+        if step.is_internal and execution.stopped is not None:
+            execution.begin(key)  # what a run learns because it is stopped is no outcome
+        completed_at_ms = self._clock.now_ms()
+        landing = await self._checkpointer.commit(
+            StepWrite(
+                execution.workflow_id,
+                position,
+                step.name,
+                made.output,
+                made.error,
+                None,
+                started_at_ms,
+                completed_at_ms,
+                execution.written_key(key, position),
+                digest,
+                execution.owner,
+            )
+        )
+        if landing is None:
+            branch.recorded(key, completed_at_ms)
+            if made.error is not None:
+                raised = decode_error(made.error)
+                raise raised from raised.__cause__ or made.cause
+            return made.value
+        if not isinstance(landing, Recorded):
+            lost(execution)
+        return self._replay(execution, branch, step, digest, landing)
+
+    def _replay(
+        self,
+        execution: Execution,
+        branch: Branch,
+        step: StepDefinition,
+        digest: int | None,
+        recorded: Recorded,
+    ) -> Any:
+        check_same(execution, recorded, step.name, digest)
+        branch.recorded(recorded.key, recorded.completed_at_ms or 0)
+        if recorded.error is not None:
+            raise stored.read_error(
+                recorded.error, recorded.serialization, allow_pickle=self._allow_pickle
+            )
+        return stored.read(
+            recorded.output, recorded.serialization, step.decode, allow_pickle=self._allow_pickle
+        )
+
+    async def _outcome(
+        self,
+        execution: Execution,
+        branch: Branch,
+        key: str,
+        step: StepDefinition,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> "Made":
+        """Call the step and encode what comes of it."""
+        running = RunningStep(key)
+        outer, branch.step = branch.step, running
+        if not step.is_internal:
+            execution.steps_running += 1
+        try:
+            if step.is_plain:
+                value = await step.function(*args, **kwargs)
+            else:
+                value = await self._attempts(execution, running, step, args, kwargs)
+            return self._encoded(execution, step, value)
+        except Exception as exc:  # whatever user code raises is the step's outcome
+            return Made(error=encode_error(exc), cause=exc)
+        finally:
+            running.is_over = True
+            branch.step = outer
+            if not step.is_internal:
+                execution.steps_running -= 1
+                execution.rest()
+
+    async def _attempts(
+        self,
+        execution: Execution,
+        running: RunningStep,
+        step: StepDefinition,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        failures: list[Exception] = []
+        while True:
+            try:
+                return await self._in_turn(execution, step, args, kwargs)
+            except Exception as exc:
+                failures.append(exc)
+                if step.retry is None or not step.retry.wants(exc):
+                    raise
+                if len(failures) >= step.retry.max_attempts:
+                    raise errors.StepRetriesExhaustedError(
+                        f"step {step.name!r} failed {len(failures)} times, at last with "
+                        f"{type(exc).__name__}: {exc}",
+                        failures,
+                    ) from exc
+            await asyncio.sleep(step.retry.pause_after(len(failures)))
+            if execution.executor.is_unsure:
+                await execution.executor.sure()
+            running.attempt = len(failures) + 1
+
+    async def _in_turn(
+        self,
+        execution: Execution,
+        step: StepDefinition,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """One attempt, once its limiter lets it pass; a limiter may take long."""
+        if step.limiter is None:
+            return await self._attempt(step, args, kwargs)
+
+        async def attempt(turn: Turn) -> Any:
+            if execution.executor.is_unsure:
+                await execution.executor.sure()
+            return await self._attempt(beginning(step, turn), args, kwargs)
+
+        return await self._turnstiles.of(step.limiter).through(attempt)
+
+    async def _attempt(
+        self, step: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if step.timeout is None:
+            return await call_plainly(step, args, kwargs, self._threads)
+        limit = asyncio.timeout(step.timeout)
+        try:
+            async with limit:
+                return await call_plainly(step, args, kwargs, self._threads)
+        except TimeoutError as exc:
+            if limit.expired():
+                raise TimeoutError(f"step {step.name!r} took longer than {step.timeout} s") from exc
+            raise
+
+    def call_outside(
+        self, step: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        """A step's plain call, outside a workflow or within another step; its limiter holds too."""
+        if step.limiter is None:
+            return call_plainly(step, args, kwargs, self._threads)
+
+        async def call(turn: Turn) -> Any:
+            return await call_plainly(beginning(step, turn), args, kwargs, self._threads)
+
+        return self._turnstiles.of(step.limiter).through(call)
+
+    def _encoded(self, execution: Execution, step: StepDefinition, value: object) -> "Made":
+        try:
+            text = step.encode(value)
+            decoded = (
+                step.decode(text)
+                if step.is_internal
+                else codec.read_back(value, text, step.encode, step.decode, at="the result")
+            )
+        except errors.SerializationError as exc:
+            raise errors.SerializationError(
+                f"step {step.name!r} of workflow {execution.name!r} returned what cannot be "
+                f"stored: {exc}"
+            ) from exc
+        check_size(text, self._max_payload_bytes, f"the result of step {step.name!r}")
+        return Made(text, decoded)
+
+
+def recorded(
+    name: str, operation: Callable[[], Coroutine[Any, Any, T]], kind: Any
+) -> Coroutine[Any, Any, T]:
+    """Do something once, as a step of the workflow that asks; plainly, outside one."""
+    branch = calling_branch()
+    if branch is None or branch.step is not None:
+        return operation()
+    step = StepDefinition(
+        name,
+        operation,
+        encode=codec.encoder(kind),
+        decode=codec.decoder(kind),
+        is_internal=True,
+    )
+    called: Coroutine[Any, Any, T] = branch.execution.executor.steps.call(branch, step, (), {})
+    return called
+
+
+async def call_plainly(
+    step: StepDefinition,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    threads: anyio.CapacityLimiter | None,
+) -> Any:
+    """Call a step's function, a plain one in a thread; nothing is recorded."""
+    if step.is_async:
+        return await step.function(*args, **kwargs)
+    with ambient(current_branch()):
+        value = await anyio.to_thread.run_sync(
+            partial(step.function, *args, **kwargs), limiter=threads, abandon_on_cancel=True
+        )
+    return await value if inspect.isawaitable(value) else value
+
+
+def beginning(step: StepDefinition, turn: Turn) -> StepDefinition:
+    """The step, in a turn: it raises LateError instead of beginning when the turn is past."""
+
+    def begin(*args: Any, **kwargs: Any) -> Any:
+        turn.begin()
+        return step.function(*args, **kwargs)
+
+    def begin_in_thread(*args: Any, **kwargs: Any) -> Any:
+        with turn.in_thread():
+            return step.function(*args, **kwargs)
+
+    return structs.replace(step, function=begin if step.is_async else begin_in_thread)
+
+
+def check_same(execution: Execution, recorded: Recorded, name: str, digest: int | None) -> None:
+    """Compare what is recorded with what is called now.
+
+    Raises:
+        DivergenceError: they differ: the code took another path than when it was recorded.
+    """
+    if recorded.name == name and (
+        digest is None or recorded.digest is None or digest == recorded.digest
+    ):
+        return
+    what = f"{name!r} is called" if recorded.name != name else f"{name!r} is called with others"
+    raise errors.DivergenceError(
+        f"workflow {execution.name!r} ({execution.workflow_id}) diverged at step {recorded.key}: "
+        f"{recorded.name!r}{' with its arguments' if recorded.name == name else ''} is recorded, "
+        f"now {what}. Either the code changed (patch it back, or let the old version, pinned by "
+        "app_version=, finish what it began) or it is not deterministic (move clocks, random "
+        "numbers and I/O into steps; instead of asyncio.timeout around a step give it timeout=)."
+    )
+
+
+def check_size(text: str, limit: int, what: str) -> None:
+    """Refuse what is too large to store.
+
+    Raises:
+        SerializationError: it is larger than the limit; store a reference instead.
+    """
+    if len(text) * 4 <= limit:
+        return
+    size = len(text.encode())
+    if size > limit:
+        raise errors.SerializationError(
+            f"{what} has {size:,} bytes, more than max_payload_bytes={limit:,}: store it elsewhere "
+            "and pass a reference"
+        )
+
+
+def lost(execution: Execution) -> NoReturn:
+    """Stop a run whose workflow is no longer ours.
+
+    Raises:
+        CancelledError: always.
+    """
+    execution.stop(Stop.LOST)
+    raise asyncio.CancelledError(f"workflow {execution.workflow_id}: {Stop.LOST.value}")

@@ -1,0 +1,185 @@
+"""A workflow from the outside: its result and where it stands."""
+
+from collections.abc import Callable, Coroutine
+from datetime import datetime
+from typing import Any, Generic, Protocol, TypeVar
+
+from msgspec import Struct
+
+from dbos_async._config import Seconds
+from dbos_async._engine.execution import Started
+from dbos_async._store import codec, stored
+from dbos_async._store.clock import moment_of
+from dbos_async._store.records import Recorded, Status, WorkflowRow
+
+R = TypeVar("R", covariant=True)
+
+
+class WorkflowInput(Struct, frozen=True):
+    """What a workflow was called with, as plain JSON values."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class WorkflowStatus(Struct, frozen=True, kw_only=True):
+    """A workflow as it stood when it was looked at. Times are aware, in UTC."""
+
+    workflow_id: str
+    status: Status
+    name: str
+    """The registered name of its function."""
+    input: WorkflowInput | None
+    output: Any
+    """Its result as plain JSON values; None unless it succeeded."""
+    error: Exception | None
+    """What it raised; None unless it failed."""
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    """When it was taken off its queue; None if it was started directly."""
+    completed_at: datetime | None
+    deadline: datetime | None
+    delay_until: datetime | None
+    timeout: float | None
+    """Seconds."""
+    executor_id: str | None
+    """The process that runs it, or ran it last."""
+    app_version: str | None
+    app_name: str | None
+    queue_name: str | None
+    deduplication_id: str | None
+    priority: int
+    partition_key: str | None
+    recovery_attempts: int
+    class_name: str | None
+    config_name: str | None
+    """The name of the instance whose method it is."""
+    parent_workflow_id: str | None
+    forked_from: str | None
+    attributes: dict[str, Any] | None
+
+
+class StepInfo(Struct, frozen=True, kw_only=True):
+    """A recorded step. Times are aware, in UTC."""
+
+    step_id: str
+    """What identifies it within its workflow: its place in the task tree."""
+    position: int
+    """Its place in the order of starts."""
+    name: str
+    output: Any
+    """Its result as plain JSON values; None if it failed."""
+    error: Exception | None
+    child_workflow_id: str | None
+    started_at: datetime | None
+    completed_at: datetime | None
+
+
+class Inquiry(Protocol):
+    """What a handle asks."""
+
+    def result_of(
+        self, started: Started, decode: Callable[[str], Any], timeout: Seconds | None
+    ) -> Coroutine[Any, Any, Any]:
+        """A workflow's result."""
+        ...
+
+    def status_of(self, workflow_id: str) -> Coroutine[Any, Any, WorkflowStatus]:
+        """Where a workflow stands."""
+        ...
+
+
+class WorkflowHandle(Generic[R]):
+    """A workflow that was started or enqueued, here or elsewhere."""
+
+    def __init__(self, inquiry: Inquiry, started: Started, decode: Callable[[str], Any]) -> None:
+        self.workflow_id = started.workflow_id
+        self._inquiry = inquiry
+        self._started = started
+        self._decode = decode
+
+    def get_result(self, *, timeout: Seconds | None = None) -> Coroutine[Any, Any, R]:
+        """Its result, once it has ended. Within a workflow, a recorded step.
+
+        Raises:
+            TimeoutError: `timeout` passed first; the workflow goes on.
+            WorkflowCancelledError: it was cancelled; `WorkflowTimeoutError`: by its deadline.
+            RecoveryExhaustedError: it is a dead letter; resume it once the cause is mended.
+            WorkflowNotFoundError: it was deleted.
+            Exception: what the workflow raised.
+        """
+        return self._inquiry.result_of(self._started, self._decode, timeout)
+
+    def get_status(self) -> Coroutine[Any, Any, WorkflowStatus]:
+        """Where it stands now. Within a workflow, a recorded step.
+
+        Raises:
+            WorkflowNotFoundError: it was deleted.
+            DatabaseLostError: Postgres cannot be reached; ask again.
+        """
+        return self._inquiry.status_of(self.workflow_id)
+
+    def __repr__(self) -> str:
+        return f"<workflow handle {self.workflow_id}>"
+
+
+def status_of(row: WorkflowRow, *, allow_pickle: bool = False) -> WorkflowStatus:
+    """A row in our vocabulary."""
+    return WorkflowStatus(
+        workflow_id=row.workflow_id,
+        status=row.status,
+        name=row.name,
+        input=input_of(row, allow_pickle=allow_pickle),
+        output=stored.shown(row.output, row.serialization, allow_pickle=allow_pickle),
+        error=None
+        if row.error is None
+        else stored.read_error(row.error, row.serialization, allow_pickle=allow_pickle),
+        created_at=moment_of(row.created_at_ms),
+        updated_at=moment_of(row.updated_at_ms),
+        started_at=maybe_moment(row.started_at_ms),
+        completed_at=maybe_moment(row.completed_at_ms),
+        deadline=maybe_moment(row.deadline_ms),
+        delay_until=maybe_moment(row.delay_until_ms),
+        timeout=None if row.timeout_ms is None else row.timeout_ms / 1000,
+        executor_id=row.executor_id,
+        app_version=row.app_version,
+        app_name=row.application_name,
+        queue_name=row.queue_name,
+        deduplication_id=row.deduplication_id,
+        priority=row.priority,
+        partition_key=row.partition_key,
+        recovery_attempts=row.recovery_attempts or 0,
+        class_name=row.class_name,
+        config_name=row.config_name,
+        parent_workflow_id=row.parent_workflow_id,
+        forked_from=row.forked_from,
+        attributes=None if row.attributes is None else codec.decode(row.attributes),
+    )
+
+
+def input_of(row: WorkflowRow, *, allow_pickle: bool) -> WorkflowInput | None:
+    """What a workflow was called with, if it can be read here."""
+    decoded = stored.shown_arguments(row.inputs, row.serialization, allow_pickle=allow_pickle)
+    return None if decoded is None else WorkflowInput(*decoded)
+
+
+def step_info_of(step: Recorded, *, allow_pickle: bool = False) -> StepInfo:
+    """A step's row in our vocabulary."""
+    return StepInfo(
+        step_id=step.key,
+        position=step.position,
+        name=step.name,
+        output=stored.shown(step.output, step.serialization, allow_pickle=allow_pickle),
+        error=None
+        if step.error is None
+        else stored.read_error(step.error, step.serialization, allow_pickle=allow_pickle),
+        child_workflow_id=step.child_workflow_id,
+        started_at=maybe_moment(step.started_at_ms),
+        completed_at=maybe_moment(step.completed_at_ms),
+    )
+
+
+def maybe_moment(milliseconds: int | None) -> datetime | None:
+    """A moment, or none."""
+    return None if milliseconds is None else moment_of(milliseconds)

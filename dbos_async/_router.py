@@ -1,0 +1,385 @@
+"""Decorators and verbs for modules that cannot import the app."""
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from datetime import datetime
+from typing import (
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    get_args,
+    overload,
+)
+
+import structlog
+
+from dbos_async import errors
+from dbos_async._client import Verbs, call_of, check_workflow
+from dbos_async._config import Seconds, seconds_of
+from dbos_async._engine.context import calling_branch, current_branch
+from dbos_async._engine.executor import Executor
+from dbos_async._engine.functions import Step, StepDecorator, Workflow, in_step, workflow_of
+from dbos_async._engine.registry import OnConflict, QueueDefinition, Registry
+from dbos_async._engine.session import Session
+from dbos_async._engine.steps import recorded
+from dbos_async._handle import WorkflowHandle
+from dbos_async._limits import Limiter, Limits, RateLimit, checked_id
+from dbos_async._log import log
+from dbos_async._queue import Queue
+
+P = ParamSpec("P")
+S = TypeVar("S")
+T = TypeVar("T")
+A = TypeVar("A")
+W = TypeVar("W", bound=Callable[[datetime], Awaitable[object]])
+
+
+class Datasource(Generic[S]):
+    """Where a transaction's connection or session comes from. Not in this version."""
+
+
+class AsyncpgDatasource(Datasource["Any"]):
+    """Transactions on an asyncpg pool. Not in this version."""
+
+    def __init__(self, pool_or_url: object) -> None:
+        raise NotImplementedError("AsyncpgDatasource is not in this version of dbos_async")
+
+
+class App(Protocol):
+    """What a router knows of the apps that include it."""
+
+    _is_open: bool
+
+    @property
+    def name(self) -> str:
+        """The app's name."""
+        ...
+
+    def find_launched(self) -> Executor | None:
+        """Its executor, if it is launched."""
+        ...
+
+    def _own_session(self) -> Session: ...
+
+
+class Router(Verbs):
+    """Decorators and verbs for modules that cannot import the app; `dbos.include(router)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._registry = Registry()
+        self._apps: list[App] = []
+        self._is_open = True
+        self.step = StepDecorator(self)
+        """`@dbos.step`, `@dbos.step(retry=…)`, or ad hoc: `await dbos.step(function)(*args)`."""
+
+    # Declaring
+
+    @overload
+    def workflow(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> Workflow[P, T]: ...
+    @overload
+    def workflow(
+        self, /, *, name: str | None = None, max_recovery_attempts: int | None = 100
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, T]]], Workflow[P, T]]: ...
+    def workflow(
+        self,
+        function: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        max_recovery_attempts: int | None = 100,
+    ) -> Any:
+        """Make an `async def` durable.
+
+        Args:
+            function: the workflow, when used without parentheses.
+            name: what rows call it; its `__qualname__` unless given.
+            max_recovery_attempts: crashes in a row without a new step after which it is given up;
+                None for no limit.
+
+        Raises:
+            TypeError: it is no `async def`.
+            ConfigurationError: the name is taken, or the app is launched already.
+        """
+
+        def register(function: Any) -> Workflow[Any, Any]:
+            definition = workflow_of(function, name, max_recovery_attempts)
+            self._check_open(f"the workflow {definition.name!r}")
+            self._registry.add_workflow(definition)
+            return Workflow(self, definition)
+
+        return register if function is None else register(function)
+
+    def queue(
+        self,
+        name: str,
+        *,
+        concurrency: int | None = None,
+        worker_concurrency: int | None = None,
+        rate_limit: RateLimit | None = None,
+        worker_rate_limit: RateLimit | None = None,
+        partition_concurrency: int | None = None,
+        partition_worker_concurrency: int | None = None,
+        partition_rate_limit: RateLimit | None = None,
+        on_conflict: OnConflict = "update_if_latest_version",
+    ) -> Queue:
+        """Declare a queue, once per app; every process of the app works on it.
+
+        Args:
+            name: what rows call it; one name is one app's in a database.
+            concurrency: how many of its workflows run at a time, over all processes.
+            worker_concurrency: the same for each process.
+            rate_limit: how many start within any period, over all processes.
+            worker_rate_limit: the same for each process.
+            partition_concurrency: `concurrency` for each partition key; any limit of a partition
+                makes the queue a partitioned one: each enqueue names a key, and keys take turns.
+            partition_worker_concurrency: the same for each process.
+            partition_rate_limit: `rate_limit` for each partition key.
+            on_conflict: what a launch does with limits that the database has already: overwrite
+                them if this is the app's newest version, "always_update", or "never_update".
+
+        Raises:
+            ValueError: a limit is below 1, or larger than one that contains it.
+            TypeError: a limit is of the wrong type.
+            ConfigurationError: it is declared already, or the app is launched.
+        """
+        self._check_open(f"the queue {name!r}")
+        checked_queue_name(name)
+        if on_conflict not in get_args(OnConflict):
+            choices = ", ".join(get_args(OnConflict))
+            raise ValueError(f"on_conflict is one of {choices}, not {on_conflict!r}")
+        limits = Limits(
+            concurrency=concurrency,
+            worker_concurrency=worker_concurrency,
+            rate_limit=rate_limit,
+            worker_rate_limit=worker_rate_limit,
+            partition_concurrency=partition_concurrency,
+            partition_worker_concurrency=partition_worker_concurrency,
+            partition_rate_limit=partition_rate_limit,
+        )
+        limits.check()
+        self._registry.add_queue(QueueDefinition(name, limits, on_conflict))
+        return Queue(self, self._acting, name, limits)
+
+    def listen_queues(self, queues: Iterable[str | Queue]) -> None:
+        """Let this process work on these queues only; on all of the app's unless called.
+
+        Raises:
+            ConfigurationError: the app is launched.
+        """
+        self._check_open("listen_queues")
+        self._registry.listened = frozenset(
+            queue if isinstance(queue, str) else queue.name for queue in queues
+        )
+
+    def register(self, instance: S, /, *, name: str) -> S:
+        """Name an instance that has workflow methods, so that they are recovered on it.
+
+        Raises:
+            ConfigurationError: another instance of its class has the name, or the app is launched.
+        """
+        self._check_open(f"the instance {name!r}")
+        self._registry.add_instance(instance, name)
+        return instance
+
+    def transaction(
+        self, datasource: Datasource[S], /, *, name: str | None = None
+    ) -> Callable[[Callable[Concatenate[S, P], Awaitable[T]]], Step[P, T]]:
+        """Not in this version."""
+        raise NotImplementedError("transaction is not in this version of dbos_async")
+
+    def scheduled(self, cron: str, /, *, timezone: str = "UTC") -> Callable[[W], W]:
+        """Not in this version."""
+        raise NotImplementedError("scheduled is not in this version of dbos_async")
+
+    def _check_open(self, what: str) -> None:
+        if not self._is_open or any(not app._is_open for app in self._apps):
+            raise errors.ConfigurationError(
+                f"{what} comes too late, the app is launched: declare it at import time, before "
+                "`async with dbos`"
+            )
+
+    # Starting
+
+    async def start_workflow(
+        self, workflow: Workflow[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> WorkflowHandle[T]:
+        """Start a workflow on this process and return at once; within a workflow, a child.
+
+        Raises:
+            TypeError: it is no workflow, or the arguments do not fit it.
+            SerializationError: an argument cannot be stored. Nothing was started.
+            WorkflowConflictError: another workflow function has the id; choose another.
+            NotLaunchedError: the app is not launched.
+        """
+        check_workflow(workflow, "start_workflow")
+        call = call_of(workflow.bind(*args, **kwargs))
+        branch = calling_branch()
+        if branch is None:
+            started = self.launched().start(call)
+        elif branch.step is not None:
+            in_step(call.definition.name, branch)
+        else:
+            started = branch.execution.executor.inner.start_child(branch, call)
+        return await self._handled(started, call)
+
+    # Within workflows
+
+    def sleep(self, duration: Seconds) -> Coroutine[Any, Any, None]:
+        """Sleep durably: a workflow wakes when it is due, on whichever process has it then.
+
+        Raises:
+            ValueError: the duration is negative.
+        """
+        seconds = seconds_of(duration)
+        branch = calling_branch()
+        if branch is None or branch.step is not None:
+            return asyncio.sleep(seconds)
+        executor: Executor = branch.execution.executor
+        return executor.inner.sleep(branch, seconds)
+
+    def now(self) -> Coroutine[Any, Any, datetime]:
+        """The database's time, aware, in UTC; within a workflow, recorded."""
+        clock = self._acting().clock
+
+        async def now() -> datetime:
+            return clock.now()
+
+        return recorded("DBOS.now", now, datetime)
+
+    def uuid4(self) -> uuid.UUID:
+        """A random UUID; within a workflow, one that a replay gets again. Nothing is written."""
+        branch = calling_branch()
+        return uuid.uuid4() if branch is None or branch.step is not None else branch.uuid4()
+
+    def random(self) -> random.Random:
+        """A generator of random numbers; within a workflow, seeded so that a replay repeats it."""
+        branch = calling_branch()
+        if branch is None or branch.step is not None:
+            return random.Random()  # noqa: S311  # not for secrets
+        return random.Random(branch.draw())  # noqa: S311  # not for secrets
+
+    @overload
+    async def recv(
+        self, topic: str | None = None, *, timeout: Seconds = 60, as_: type[A]
+    ) -> A | None: ...
+    @overload
+    async def recv(self, topic: str | None = None, *, timeout: Seconds = 60) -> Any | None: ...
+    async def recv(self, topic: str | None = None, *, timeout: Seconds = 60, as_: Any = Any) -> Any:
+        """Not in this version."""
+        raise NotImplementedError("recv is not in this version of dbos_async")
+
+    @property
+    def workflow_id(self) -> str | None:
+        """The id of the workflow that runs this code; None outside workflows."""
+        branch = current_branch()
+        return None if branch is None else branch.execution.workflow_id
+
+    @property
+    def step_id(self) -> str | None:
+        """The id of the step that runs this code; None outside steps."""
+        branch = current_branch()
+        return None if branch is None or branch.step is None else branch.step.key
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of the step this is; the first is 1, also outside steps."""
+        branch = current_branch()
+        return 1 if branch is None or branch.step is None else branch.step.attempt
+
+    @property
+    def idempotency_key(self) -> str:
+        """For outside services: the same over attempts and recoveries; outside, a fresh UUID."""
+        branch = current_branch()
+        if branch is None:
+            return str(uuid.uuid4())
+        workflow_id: str = branch.execution.workflow_id
+        return workflow_id if branch.step is None else f"{workflow_id}-{branch.step.key}"
+
+    @property
+    def logger(self) -> structlog.stdlib.BoundLogger:
+        """The library's logger with the ids bound; silent while a workflow is replayed."""
+        branch = current_branch()
+        if branch is None:
+            return log
+        if branch.execution.replaying and branch.step is None:
+            return SILENT
+        bound = log.bind(workflow_id=branch.execution.workflow_id)
+        return bound if branch.step is None else bound.bind(step_id=branch.step.key)
+
+    # Which app
+
+    def add_limiter(self, limiter: Limiter) -> None:
+        """Note a limiter that a step was given; `Limiter` says what for.
+
+        Raises:
+            ConfigurationError: another one of its name has other limits.
+        """
+        self._registry.add_limiter(limiter)
+
+    def launched(self) -> Executor:
+        """The executor of the one launched app that includes this router.
+
+        Raises:
+            NotLaunchedError: none is, or several are.
+        """
+        executor = self._app().find_launched()
+        assert executor is not None
+        return executor
+
+    def find_launched(self) -> Executor | None:
+        """The executor of the one launched app that includes this router, if there is one."""
+        launched = [app for app in self._apps if app.find_launched() is not None]
+        return launched[0].find_launched() if len(launched) == 1 else None
+
+    def _app(self) -> "App":
+        launched = [app for app in self._apps if app.find_launched() is not None]
+        if len(launched) == 1:
+            return launched[0]
+        if not launched:
+            names = ", ".join(app.name for app in self._apps) or "none"
+            raise errors.NotLaunchedError(
+                f"this router needs one launched app that includes it; it is included by: {names}"
+            )
+        raise errors.NotLaunchedError(
+            "this router is included by several launched apps, and which one is meant cannot be "
+            f"told here: {', '.join(app.name for app in launched)}"
+        )
+
+    def _own_session(self) -> Session:
+        return self._app()._own_session()
+
+    def _decoder_of(self, name: str) -> Callable[[str], Any]:
+        definition = self._registry.workflows.get(name)
+        return super()._decoder_of(name) if definition is None else definition.decode
+
+
+def checked_queue_name(name: object) -> str:
+    """A name that a queue of a user may have.
+
+    Raises:
+        TypeError: it is no str.
+        ValueError: it cannot be stored, or is the library's.
+    """
+    if checked_id(name, "the queue's name").startswith("_dbos_"):
+        raise ValueError(f"names that begin with _dbos_ are the library's: {name!r}")
+    return str(name)
+
+
+def dropped(*_: Any) -> structlog.typing.EventDict:
+    """Drop a log event."""
+    raise structlog.DropEvent
+
+
+SILENT: structlog.stdlib.BoundLogger = structlog.wrap_logger(
+    logging.getLogger("dbos_async.replay"),
+    processors=[dropped],
+    wrapper_class=structlog.stdlib.BoundLogger,
+)
+"""Drops everything: what a workflow logs, it logs once."""

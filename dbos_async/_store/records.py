@@ -1,0 +1,277 @@
+"""Rows in, writes out: msgspec structs whose fields stand in column order."""
+
+from enum import Enum
+from typing import Final, Literal
+
+from msgspec import Struct
+
+Status = Literal[
+    "ENQUEUED",
+    "DELAYED",
+    "PENDING",
+    "SUCCESS",
+    "ERROR",
+    "CANCELLED",
+    "MAX_RECOVERY_ATTEMPTS_EXCEEDED",
+]
+"""The documented states of a workflow; the last four are ends."""
+
+ENDED: Final = frozenset({"SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"})
+
+
+class StepWrite(Struct):
+    """A step's outcome, on its way to `operation_outputs`."""
+
+    workflow_id: str
+    position: int
+    name: str
+    output: str | None
+    error: str | None
+    child_workflow_id: str | None
+    started_at_ms: int
+    completed_at_ms: int
+    step_key: str | None  # None: exactly str(position)
+    digest: int | None
+    owner: str
+
+    @property
+    def key(self) -> str:
+        """What identifies the step within its workflow."""
+        return self.step_key or str(self.position)
+
+
+class WorkflowWrite(Struct, kw_only=True, omit_defaults=True, gc=False):
+    """A new workflow, on its way to `workflow_status`; as JSON, without what it does not have."""
+
+    workflow_id: str
+    status: Status
+    name: str
+    class_name: str | None = None
+    config_name: str | None = None
+    inputs: str
+    executor_id: str | None = None
+    app_version: str | None = None
+    owner: str | None = None
+    creator: str
+    timeout_ms: int | None = None
+    deadline_ms: int | None = None
+    queue_name: str | None = None
+    deduplication_id: str | None = None
+    priority: int = 0
+    partition_key: str | None = None
+    delay_until_ms: int | None = None
+    parent_id: str | None = None
+    attributes: str | None = None
+    arrival: int | None = None
+    """Its place among the enqueues of its batch; the checkpointer's to set."""
+
+
+class ChildWrite(Struct):
+    """A child workflow and its parent's step that says so: both land, or neither."""
+
+    step: StepWrite
+    workflow: WorkflowWrite
+
+
+class CompletionWrite(Struct):
+    """How a workflow ended."""
+
+    workflow_id: str
+    owner: str
+    status: Status
+    output: str | None
+    error: str | None
+
+
+Write = StepWrite | WorkflowWrite | ChildWrite | CompletionWrite
+
+
+class Recorded(Struct, frozen=True):
+    """A step as Postgres has it."""
+
+    workflow_id: str
+    position: int
+    key: str
+    name: str
+    output: str | None
+    error: str | None
+    child_workflow_id: str | None
+    started_at_ms: int | None
+    completed_at_ms: int | None
+    digest: int | None
+    serialization: str | None
+
+
+class Owner(Struct, frozen=True):
+    """Who has a workflow, and who made it."""
+
+    workflow_id: str
+    status: Status
+    name: str
+    owner: str | None
+    creator: str | None
+    queue_name: str | None
+    class_name: str | None
+    config_name: str | None
+
+
+class Fence(Enum):
+    """What a write learns instead of landing."""
+
+    LOST = "another owner has the workflow, or it has ended"
+
+
+class Outcome(Struct, frozen=True):
+    """Where a workflow stands, and its result once it has ended."""
+
+    workflow_id: str
+    status: Status
+    name: str
+    output: str | None
+    error: str | None
+    serialization: str | None
+    deadline_ms: int | None
+    completed_at_ms: int | None
+
+
+class Claimed(Struct, frozen=True):
+    """A workflow that this process took, to run or replay."""
+
+    workflow_id: str
+    status: Status
+    name: str
+    class_name: str | None
+    config_name: str | None
+    inputs: str | None
+    serialization: str | None
+    queue_name: str | None
+    attempts: int
+    deadline_ms: int | None
+    root_id: str
+    owner: str | None
+    partition_key: str | None
+    priority: int
+    created_at_ms: int
+    place: int
+    is_fresh: bool
+    """Nobody has touched it since it was enqueued, so it has no history."""
+
+    @property
+    def position(self) -> tuple[int, int, int]:
+        """Where it stood in its queue's line."""
+        return self.priority, self.created_at_ms, self.place
+
+
+class Use(Struct, frozen=True):
+    """How much of the shared limits of a queue is in use."""
+
+    running: int
+    tokens_out: int
+    back_in_ms: int | None
+    """Until the first token is back."""
+    paid: int
+    """How many in the line have had their token."""
+
+
+class PartitionUse(Struct, frozen=True):
+    """How much of the shared limits of one partition is in use."""
+
+    key: str
+    running: int
+    tokens_out: int
+    back_in_ms: int | None
+    paid: int
+
+
+class WorkflowRow(Struct, frozen=True):
+    """A workflow as the listing reads it."""
+
+    workflow_id: str
+    status: Status
+    name: str
+    class_name: str | None
+    config_name: str | None
+    inputs: str | None
+    output: str | None
+    error: str | None
+    serialization: str | None
+    executor_id: str | None
+    app_version: str | None
+    application_name: str | None
+    queue_name: str | None
+    created_at_ms: int
+    updated_at_ms: int
+    started_at_ms: int | None
+    completed_at_ms: int | None
+    timeout_ms: int | None
+    deadline_ms: int | None
+    delay_until_ms: int | None
+    deduplication_id: str | None
+    priority: int
+    partition_key: str | None
+    recovery_attempts: int | None
+    parent_workflow_id: str | None
+    forked_from: str | None
+    attributes: str | None
+
+
+class QueueRow(Struct, frozen=True):
+    """A queue as the database has it; periods are in seconds."""
+
+    name: str
+    concurrency: int | None
+    worker_concurrency: int | None
+    rate_limit_max: int | None
+    rate_limit_period: float | None
+    worker_rate_limit_max: int | None
+    worker_rate_limit_period: float | None
+    partition_concurrency: int | None
+    partition_worker_concurrency: int | None
+    partition_rate_limit_max: int | None
+    partition_rate_limit_period: float | None
+    is_paused: bool
+    application_name: str | None
+
+
+class DeadExecutor(Struct, frozen=True):
+    """An executor with unfinished work whose lock nobody holds."""
+
+    executor_id: str
+    server_uptime: float  # seconds
+
+
+class WorkflowCount(Struct, frozen=True):
+    """How many workflows share a name and instance."""
+
+    name: str
+    class_name: str
+    config_name: str
+    count: int
+
+
+class Unclaimable(Struct, frozen=True):
+    """Workflows in a line that this process cannot run."""
+
+    name: str
+    config_name: str
+    app_version: str | None
+    count: int
+
+
+class VersionCount(Struct, frozen=True):
+    """How many workflows wait for one version of the code."""
+
+    app_version: str
+    count: int
+
+
+class WorkflowId(Struct, frozen=True):
+    """Just the id."""
+
+    workflow_id: str
+
+
+class QueueName(Struct, frozen=True):
+    """Just the name."""
+
+    queue_name: str | None

@@ -1,0 +1,11 @@
+"""Every statement, one constant each: grep in this folder first.
+
+Columns keep the names of the DBOS system tables in the database and ours in Python; the
+translation is here. Lock order: workflow_status before operation_outputs before all others.
+"""
+
+from dbos_async._store.sql.debounces import *
+from dbos_async._store.sql.enqueues import *
+from dbos_async._store.sql.limiters import *
+from dbos_async._store.sql.queues import *
+from dbos_async._store.sql.workflows import *

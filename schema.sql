@@ -1,0 +1,528 @@
+-- The system database of dbos_async: what the durable workflows of an application are made of.
+--
+-- A workflow is one row of workflow_status. Each step that it finishes adds one row to
+-- operation_outputs, and a process that takes the workflow over reads those rows instead of
+-- running the steps again. Everything else is what workflows exchange while they run (messages,
+-- events, streams) and what an application declares (queues, schedules, versions).
+--
+-- The names and columns are those of DBOS Transact at version 125 of its system database, so that
+-- its clients, in any language, can work with the workflows kept here, and so that a database that
+-- it made can be adopted as it is. What is ours on top: the columns at the end of part 1, the
+-- indexes of part 2, and what is called dbos_async_…. Workflow ids are called workflow_uuid,
+-- destination_uuid or workflow_id here; steps are called operations and functions. Times are
+-- milliseconds since 1970 by this database's clock, which is the only one that decides anything.
+--
+-- How a workflow moves through `status`:
+--
+--     DELAYED ──▶ ENQUEUED ──▶ PENDING ──▶ SUCCESS, ERROR
+--     (not before  (waits for   (runs, or     CANCELLED: by a user or a deadline
+--      its time)    a worker)    its process  MAX_RECOVERY_ATTEMPTS_EXCEEDED: its processes
+--                                died)          died too often
+--
+-- An executor owns a PENDING row while owner_xid is the token that it wrote there. Whoever takes
+-- the workflow over replaces the token; writes that carry an older one do not land.
+--
+-- Lock order: workflow_status before operation_outputs before all the others; within a table, rows
+-- in the order of their keys. A statement that needs several rows sorts before it locks.
+--
+-- The file is idempotent and asks for no extension and no superuser; Postgres 14 or newer, UTF-8.
+-- It may be applied with psql. A launch that finds the version of part 3 runs none of it: even a
+-- statement that changes nothing queues for locks, and everybody's writes queue behind it. The
+-- parts are told apart by their headings, and _store/schema.py reads the names of tables, columns,
+-- indexes and functions from here: keep one column a line, indented by four.
+
+
+-- Part 1. Tables and functions
+
+-- CREATE SCHEMA IF NOT EXISTS would ask for the right to create even where the schema exists.
+do $$
+begin
+    if to_regnamespace('dbos') is null then
+        create schema dbos;
+    end if;
+end
+$$;
+
+-- One row a workflow. Written by whoever starts or enqueues it, then by the executor that owns it,
+-- by cancel, resume and fork, and by the leader (recovery, delays, deadlines). Deleted by
+-- delete_workflow and by pruning; that takes along the rows of the four tables that refer to it,
+-- while operation_outputs, workflow_input and workflow_output must be deleted by name.
+-- We write inputs, output and error inline and read them as
+-- coalesce(workflow_input or workflow_output, inline), because other clients write there.
+create table if not exists dbos.workflow_status (
+    workflow_uuid text primary key,
+    status text,
+    name text,
+    authenticated_user text,
+    assumed_role text,
+    authenticated_roles text,
+    request text,
+    output text,
+    error text,
+    executor_id text,
+    created_at bigint not null default (extract(epoch from now()) * 1000.0)::bigint,
+    updated_at bigint not null default (extract(epoch from now()) * 1000.0)::bigint,
+    application_version text,
+    application_id text,
+    class_name varchar(255) default null,
+    config_name varchar(255) default null,
+    recovery_attempts bigint default 0,
+    queue_name text,
+    workflow_timeout_ms bigint,
+    workflow_deadline_epoch_ms bigint,
+    inputs text,
+    started_at_epoch_ms bigint,
+    deduplication_id text,
+    priority integer not null default 0,
+    queue_partition_key text,
+    forked_from text,
+    owner_xid text,
+    parent_workflow_id text,
+    serialization text,
+    delay_until_epoch_ms bigint,
+    was_forked_from boolean not null default false,
+    rate_limited boolean not null default false,
+    completed_at bigint,
+    attributes jsonb,
+    schedule_name text,
+    debounce_deadline_epoch_ms bigint,
+    is_debounced boolean not null default false,
+    application_name text,
+    creator_xid text
+);
+
+-- Arguments as other clients write them, and those of debounced workflows whoever wrote them: each
+-- call replaces the last one's, and a replacement must be where the first reader looks.
+create table if not exists dbos.workflow_input (
+    workflow_uuid text primary key,
+    inputs text,
+    retention_timestamp bigint not null default (extract(epoch from now()) * 1000.0)::bigint
+);
+
+-- Results as other executors write them.
+create table if not exists dbos.workflow_output (
+    workflow_uuid text primary key,
+    output text,
+    error text,
+    retention_timestamp bigint not null default (extract(epoch from now()) * 1000.0)::bigint
+);
+
+-- One row a finished step: the checkpoint. Written once, by the owner of the workflow, under a lock
+-- on its row in workflow_status; copied by fork. No foreign key: checking it would cost as much
+-- as the insert.
+create table if not exists dbos.operation_outputs (
+    workflow_uuid text not null,
+    function_id integer not null,
+    function_name text not null default '',
+    output text,
+    error text,
+    child_workflow_id text,
+    started_at_epoch_ms bigint,
+    completed_at_epoch_ms bigint,
+    serialization text,
+    application_name text,
+    retention_timestamp bigint not null default (extract(epoch from now()) * 1000.0)::bigint,
+    primary key (workflow_uuid, function_id)
+);
+
+-- Messages to workflows. Inserted by anybody who sends, marked consumed by the workflow that
+-- receives, together with the step row of that receipt.
+create table if not exists dbos.notifications (
+    message_uuid text primary key default gen_random_uuid(),
+    destination_uuid text not null,
+    topic text,
+    message text not null,
+    created_at_epoch_ms bigint not null default (extract(epoch from now()) * 1000.0)::bigint,
+    serialization text,
+    consumed boolean not null default false,
+    consumed_by_function_id integer,
+    foreign key (destination_uuid) references dbos.workflow_status (workflow_uuid)
+        on update cascade on delete cascade
+);
+
+-- What a workflow publishes under a key: the latest value, for everybody to read.
+create table if not exists dbos.workflow_events (
+    workflow_uuid text not null,
+    key text not null,
+    value text not null,
+    serialization text,
+    primary key (workflow_uuid, key),
+    foreign key (workflow_uuid) references dbos.workflow_status (workflow_uuid)
+        on update cascade on delete cascade
+);
+
+-- Every value of every event, with the step that set it: what a fork starts from.
+create table if not exists dbos.workflow_events_history (
+    workflow_uuid text not null,
+    function_id integer not null,
+    key text not null,
+    value text not null,
+    serialization text,
+    primary key (workflow_uuid, function_id, key),
+    foreign key (workflow_uuid) references dbos.workflow_status (workflow_uuid)
+        on update cascade on delete cascade
+);
+
+-- What a workflow streams out under a key, in order.
+create table if not exists dbos.streams (
+    workflow_uuid text not null,
+    key text not null,
+    value text not null,
+    "offset" integer not null,
+    function_id integer not null default 0,
+    serialization text,
+    primary key (workflow_uuid, key, "offset"),
+    foreign key (workflow_uuid) references dbos.workflow_status (workflow_uuid)
+        on update cascade on delete cascade
+);
+
+-- One row a schedule. Declared and deleted by applications; the leader notes when it last fired.
+create table if not exists dbos.workflow_schedules (
+    schedule_id text primary key,
+    schedule_name text not null unique,
+    workflow_name text not null,
+    workflow_class_name text,
+    schedule text not null,
+    status text not null default 'ACTIVE',
+    context text not null,
+    last_fired_at text,
+    automatic_backfill boolean not null default false,
+    cron_timezone text,
+    queue_name text,
+    application_name text
+);
+
+-- One row a version of an application's code, added when it first launches. The newest takes the
+-- work that names no version.
+create table if not exists dbos.application_versions (
+    version_id text primary key,
+    version_name text not null unique,
+    version_timestamp bigint not null default (extract(epoch from now()) * 1000.0)::bigint,
+    created_at bigint not null default (extract(epoch from now()) * 1000.0)::bigint,
+    application_name text
+);
+
+-- One row a queue: its limits. Declared by applications, changed while they run.
+create table if not exists dbos.queues (
+    queue_id text primary key default gen_random_uuid()::text,
+    name text not null unique,
+    concurrency integer,
+    worker_concurrency integer,
+    rate_limit_max integer,
+    rate_limit_period_sec double precision,
+    priority_enabled boolean not null default false,
+    partition_queue boolean not null default false,
+    polling_interval_sec double precision not null default 1.0,
+    created_at bigint not null default (extract(epoch from now()) * 1000.0)::bigint,
+    updated_at bigint not null default (extract(epoch from now()) * 1000.0)::bigint,
+    application_name text,
+    partition_concurrency integer,
+    partition_worker_concurrency integer,
+    partition_rate_limit_max integer,
+    partition_rate_limit_period_sec double precision
+);
+
+-- Unused; part of the layout.
+create table if not exists dbos.event_dispatch_kv (
+    service_name text not null,
+    workflow_fn_name text not null,
+    key text not null,
+    value text,
+    update_seq numeric(38, 0),
+    update_time numeric(38, 15),
+    primary key (service_name, workflow_fn_name, key)
+);
+
+-- The version of the shared layout, one row. Other clients refuse or migrate an older one, so it is
+-- written where there is none and never lowered.
+create table if not exists dbos.dbos_migrations (
+    version bigint primary key
+);
+
+insert into dbos.dbos_migrations (version)
+select 125 where not exists (select from dbos.dbos_migrations);
+
+-- The version of this file that the database has, one row. See part 3.
+create table if not exists dbos.dbos_async_schema (
+    only_row boolean primary key default true check (only_row),
+    version integer not null
+);
+
+-- Breaks ties between workflows that were enqueued in the same millisecond. Taken by our enqueues
+-- only: other clients may lack the right to use it, and a direct start has no place in a line.
+create sequence if not exists dbos.workflow_order;
+
+-- Our columns. None has a default and none is required, so that adding them to an adopted table
+-- rewrites nothing and other clients need not know them.
+--     root_workflow_id    seeds the deterministic ids and random numbers of a workflow that was
+--                         forked; NULL: its own id
+--     enqueue_order       from the sequence above; NULL sorts after all others of its millisecond
+--     waiting_for         what a workflow waits for that has a process and does not count as
+--                         running: 'workflow', others that it enqueued; 'slot', to go on
+--     recovered_position  the last function_id at the latest recovery: a recovery that finds a
+--                         higher one starts counting attempts anew
+alter table dbos.workflow_status
+    add column if not exists root_workflow_id text,
+    add column if not exists enqueue_order bigint,
+    add column if not exists waiting_for text,
+    add column if not exists recovered_position integer;
+
+--     step_key            which step this is, by its place in the task tree; NULL: exactly
+--                         function_id::text. function_id only puts the rows in order
+--     arguments_digest    of the encoded arguments: a replay that calls the step with others has
+--                         diverged; NULL: they could not be encoded
+alter table dbos.operation_outputs
+    add column if not exists step_key text,
+    add column if not exists arguments_digest bigint;
+
+--     is_paused                      nothing is claimed; what runs goes on
+--     worker_rate_limit_max          starts within a period, in each process
+--     worker_rate_limit_period_sec   that period
+alter table dbos.queues
+    add column if not exists is_paused boolean,
+    add column if not exists worker_rate_limit_max integer,
+    add column if not exists worker_rate_limit_period_sec double precision;
+
+-- Tokens that are out, one row a claim. A bucket is a rate limit: of a queue, or of one partition
+-- of it. It has its limit less what was taken within the last period, so a token is back a period
+-- after it was taken. Whoever takes deletes what is back, under the advisory lock of the queue.
+-- Apart from the workflows, because cancel, resume and delete must not give tokens back.
+create table if not exists dbos.dbos_async_tokens (
+    bucket text not null,
+    partition_key text not null default '',
+    taken_at_epoch_ms bigint not null,
+    tokens integer not null
+);
+
+-- Tokens of limiters of steps that are out, one row a lease: some were or will be used until its
+-- end, and all are back a period after that. A process settles a lease of its own when it is over:
+-- what was used is added to a row named 'used …', the rest is back. Whoever leases deletes what is
+-- back, under the advisory lock of the limiter, as all who write here.
+create table if not exists dbos.dbos_async_leases (
+    limiter text not null,
+    lease_id text not null,
+    tokens integer not null,
+    ends_at_epoch_ms bigint not null,
+    primary key (limiter, lease_id)
+);
+
+-- Permits of limiters of steps, one row an executor: how many calls it may make at a time, and how
+-- many it would make. Written by the executor; deleted by it at its launch and shutdown, and by
+-- anybody who sees that its lock is gone. Same lock.
+create table if not exists dbos.dbos_async_permits (
+    limiter text not null,
+    executor_id text not null,
+    held integer not null,
+    wanted integer not null,
+    primary key (limiter, executor_id)
+);
+
+-- Version 1 had other indexes for what the same ones of part 2 do now.
+drop index if exists dbos.dbos_async_claimable, dbos.dbos_async_rate_limited;
+
+-- Enqueues a workflow from SQL, for instance from a trigger or in the transaction that causes it.
+-- The caller's own rights apply. An id that is taken is left as it is, so that a repeated call is
+-- harmless; the id is returned either way. It is not even locked: a claim would skip the row just
+-- then, and nothing would wake the worker again.
+create or replace function dbos.enqueue_workflow(
+    workflow_name text,
+    queue_name text,
+    positional_args json[] default array[]::json[],
+    named_args json default '{}'::json,
+    class_name text default null,
+    config_name text default null,
+    workflow_id text default null,
+    app_version text default null,
+    timeout_ms bigint default null,
+    deadline_epoch_ms bigint default null,
+    deduplication_id text default null,
+    priority integer default null,
+    queue_partition_key text default null,
+    authenticated_user text default null,
+    authenticated_roles text default null,
+    delay_until_epoch_ms bigint default null,
+    application_name text default null
+) returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    new_id constant text := coalesce(workflow_id, gen_random_uuid()::text);
+    arguments constant text := json_build_object(
+        'positionalArgs', coalesce(to_json(positional_args), '[]'),
+        'namedArgs', coalesce(named_args, '{}')
+    );
+begin
+    if coalesce(workflow_name, '') = '' then
+        raise exception 'workflow_name must be given';
+    elsif coalesce(queue_name, '') = '' then
+        raise exception 'queue_name must be given';
+    elsif workflow_id = '' then
+        raise exception 'workflow_id must not be empty; NULL makes a new one';
+    elsif json_typeof(named_args) <> 'object' then
+        raise exception 'named_args must be a JSON object, not %', json_typeof(named_args);
+    elsif delay_until_epoch_ms < 0 then
+        raise exception 'delay_until_epoch_ms must not be negative';
+    end if;
+
+    insert into dbos.workflow_status
+           (workflow_uuid, status, name, class_name, config_name, queue_name,
+            application_name, application_version, priority, queue_partition_key,
+            deduplication_id, workflow_timeout_ms, workflow_deadline_epoch_ms,
+            delay_until_epoch_ms, authenticated_user, authenticated_roles,
+            serialization, owner_xid)
+    values (new_id,
+            case when delay_until_epoch_ms is null then 'ENQUEUED' else 'DELAYED' end,
+            workflow_name, class_name, config_name, queue_name,
+            application_name, app_version, coalesce(priority, 0), queue_partition_key,
+            deduplication_id, timeout_ms, deadline_epoch_ms,
+            delay_until_epoch_ms, authenticated_user, authenticated_roles,
+            'portable_json', gen_random_uuid()::text)
+    on conflict (workflow_uuid) do nothing;
+
+    insert into dbos.workflow_input (workflow_uuid, inputs)
+    values (new_id, arguments)
+    on conflict (workflow_uuid) do nothing;
+
+    return new_id;
+exception
+    when unique_violation then
+        raise exception 'DBOS queue duplicated' using
+            errcode = 'unique_violation',
+            detail = format('queue %s already holds a workflow with the deduplication id %s, '
+                            'so workflow %s was not enqueued',
+                            queue_name, deduplication_id, new_id);
+end
+$$;
+
+-- Sends a message to a workflow from SQL. One that names a message_id is sent once, however often
+-- this is called.
+create or replace function dbos.send_message(
+    destination_id text,
+    message json,
+    topic text default null,
+    message_id text default null
+) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    insert into dbos.notifications
+           (message_uuid, destination_uuid, topic, message, serialization)
+    values (coalesce(message_id, gen_random_uuid()::text), destination_id,
+            coalesce(topic, '__null__topic__'), message, 'portable_json')
+    on conflict (message_uuid) do nothing;
+exception
+    when foreign_key_violation then
+        raise exception 'DBOS non-existent workflow' using
+            errcode = 'foreign_key_violation',
+            detail = format('there is no workflow %s to send a message to', destination_id);
+end
+$$;
+
+-- Wakes the workers of a queue when somebody who does not know how enqueues: psql, a trigger,
+-- another client. Our own sessions set dbos_async.own and notify after their commit instead, because
+-- a commit that notifies takes a lock that all commits of the cluster share. A notification is a
+-- hint, so none is better than a failing commit where the server's queue of them is nearly full.
+create or replace function dbos.dbos_async_tell_queue() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if octet_length(new.queue_name) < 2000 and pg_notification_queue_usage() < 0.5 then
+        perform pg_notify('dbos_async_queued', json_build_array(new.queue_name)::text);
+    end if;
+    return null;
+end
+$$;
+
+create or replace trigger dbos_async_enqueued
+after insert on dbos.workflow_status
+for each row
+when (new.status = 'ENQUEUED' and current_setting('dbos_async.own', true) is distinct from 'on')
+execute function dbos.dbos_async_tell_queue();
+
+
+-- Part 2. Indexes
+--
+-- Few, because every one is written at each start and again whenever status changes. Those
+-- with an official name are the official ones: other clients name them in their statements.
+
+-- One live workflow per queue and deduplication id.
+create unique index if not exists uq_workflow_status_dedup_id
+    on dbos.workflow_status (queue_name, deduplication_id)
+    where deduplication_id is not null;
+
+-- Claims: the head of a queue, in order.
+create index if not exists dbos_async_line
+    on dbos.workflow_status
+       (queue_name, priority, created_at, coalesce(enqueue_order, 9223372036854775807))
+    where status = 'ENQUEUED';
+
+-- Claims from a partitioned queue: which partitions wait, and the head of each.
+create index if not exists dbos_async_partition_line
+    on dbos.workflow_status
+       (queue_name, queue_partition_key, priority, created_at,
+        coalesce(enqueue_order, 9223372036854775807))
+    where status = 'ENQUEUED' and queue_partition_key is not null;
+
+-- Limits: what a queue, or a partition of it, is running.
+create index if not exists dbos_async_running
+    on dbos.workflow_status (queue_name, queue_partition_key)
+    where status = 'PENDING' and queue_name is not null;
+
+-- Recovery: what an executor was running.
+create index if not exists dbos_async_pending
+    on dbos.workflow_status (executor_id)
+    where status = 'PENDING';
+
+-- What comes due next.
+create index if not exists dbos_async_delayed
+    on dbos.workflow_status (delay_until_epoch_ms)
+    where status = 'DELAYED';
+
+-- Rate limits: which of those that wait have paid already.
+create index if not exists dbos_async_paid
+    on dbos.workflow_status (queue_name)
+    where rate_limited and status = 'ENQUEUED';
+
+-- Rate limits: what a bucket has given out lately.
+create index if not exists dbos_async_bucket
+    on dbos.dbos_async_tokens (bucket, partition_key, taken_at_epoch_ms);
+
+-- A workflow's children: cancelled and deleted with it.
+create index if not exists dbos_async_parent
+    on dbos.workflow_status (parent_workflow_id)
+    where parent_workflow_id is not null;
+
+-- Listing and pruning by age.
+create index if not exists dbos_async_created_at
+    on dbos.workflow_status (created_at);
+
+-- A step key is recorded once.
+create unique index if not exists dbos_async_step_key
+    on dbos.operation_outputs (workflow_uuid, step_key)
+    where step_key is not null;
+
+-- A workflow's mailbox.
+create index if not exists dbos_async_mailbox
+    on dbos.notifications (destination_uuid, topic);
+
+-- A version name is one application's, or nobody's.
+create unique index if not exists uq_application_versions_owner_version
+    on dbos.application_versions (application_name, version_name)
+    where application_name is not null;
+
+create unique index if not exists uq_application_versions_unclaimed_version
+    on dbos.application_versions (version_name)
+    where application_name is null;
+
+
+-- Part 3. Version
+--
+-- Last, so that a database that has the version has all of the above. Raise it with every change
+-- above, here and in _store/schema.py.
+insert into dbos.dbos_async_schema (version)
+values (2)
+on conflict (only_row) do update
+set version = greatest(dbos_async_schema.version, excluded.version);
