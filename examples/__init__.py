@@ -1,0 +1,1 @@
+"""Services to copy from, and the demo that `make demo` runs."""
