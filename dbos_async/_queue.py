@@ -141,6 +141,9 @@ class Queue:
     async def pause(self) -> None:
         """Let no process take anything more; what runs goes on, and enqueues are still accepted.
 
+        What is enqueued after this returns is not taken; a claim that travels meanwhile may still
+        bring what waited before.
+
         It holds over restarts and deploys, until `resume`.
 
         Raises:
@@ -207,6 +210,8 @@ class Queue:
                 session.database, self.name, session.application, is_paused=is_paused
             )
             session.tell(notifier.CONFIGURED, self.name)
+            if not is_paused:  # also for who never heard of the pause
+                session.tell(notifier.QUEUED, self.name)
 
         await recorded("DBOS.pauseQueue" if is_paused else "DBOS.resumeQueue", change, None)
         self.is_paused = is_paused
