@@ -127,6 +127,15 @@ async def test_a_delay_is_seconds_a_timedelta_or_a_moment(dbos: DBOS) -> None:
             assert timedelta(milliseconds=-2) <= late < timedelta(minutes=1)
 
 
+async def test_without_a_timeout_there_is_no_deadline(dbos: DBOS) -> None:
+    queue = dbos.queue("queue")
+    flow = flow_of(dbos)
+    async with dbos:
+        handle = await queue.enqueue(flow, 1)
+        await handle.get_result()
+        assert (await handle.get_status()).deadline is None
+
+
 async def test_a_timeout_counts_from_the_claim_in_bulk_too(dbos: DBOS) -> None:
     queue = dbos.queue("queue")
 

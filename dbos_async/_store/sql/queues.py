@@ -122,16 +122,17 @@ moment as materialized (
 )
 """
 # One row of a foreign writer must not stop a line: its numbers must not overflow, so a timeout is a
-# hundred years at most.
+# hundred years at most. Without one there is no deadline; least() would skip the NULL.
 _TAKE: Final = """
 update dbos.workflow_status w
    set status = 'PENDING', executor_id = $2, owner_xid = $3, application_version = $4,
        application_name = $5,
        recovery_attempts = least(coalesce(w.recovery_attempts, 0), 1000000000) + 1,
        waiting_for = null, started_at_epoch_ms = (select ms from moment),
-       workflow_deadline_epoch_ms = coalesce(w.workflow_deadline_epoch_ms,
-                                             (select ms from moment)
-                                             + least(w.workflow_timeout_ms, 3155760000000)),
+       workflow_deadline_epoch_ms = coalesce(
+           w.workflow_deadline_epoch_ms,
+           case when w.workflow_timeout_ms is not null
+                then (select ms from moment) + least(w.workflow_timeout_ms, 3155760000000) end),
        updated_at = (select ms from moment)
 """
 _TAKEN_COLUMNS: Final = _CLAIMED_COLUMNS.replace("false as is_fresh", "c.is_fresh")
