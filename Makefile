@@ -43,8 +43,8 @@ types: $(STAMP) ## Check types: mypy and pyright, both strict
 imports: $(STAMP) ## Check the import contracts: who may import whom
 	$(BIN)/lint-imports
 
-pytest: $(STAMP) ## Run the tests; ARGS=… goes to pytest, as in ARGS='-k crash -x'
-	$(BIN)/pytest $(ARGS)
+pytest: $(STAMP) ## Run the tests; ARGS=… goes to pytest, as in ARGS='-k crash -x -n 0'
+	$(BIN)/pytest -n 2 $(ARGS)
 
 test-matrix: $(STAMP) ## Run the tests on every Postgres and Python at hand
 	.ci/matrix $(ARGS)
