@@ -100,7 +100,7 @@ class Execution:
         self.waits = 0
         self.awaited_queued = 0  # of these, for workflows that it enqueued
         self.slot: Place | None = None
-        self._called: dict[str, tuple[str, Coroutine[Any, Any, Any]]] = {}
+        self._called: dict[str, tuple[str, Coroutine[Any, Any, Any]]] | None = None
 
     @property
     def name(self) -> str:
@@ -134,6 +134,8 @@ class Execution:
 
     def called(self, key: str, name: str, call: Coroutine[Any, Any, Any]) -> None:
         """Note a step that was called, until it is awaited."""
+        if self._called is None:
+            self._called = {}
         self._called[key] = (name, call)
 
     def begin(self, key: str) -> None:
@@ -142,7 +144,8 @@ class Execution:
         Raises:
             CancelledError: this run is over; whatever unwinds must not do anything more.
         """
-        self._called.pop(key, None)
+        if self._called is not None:
+            self._called.pop(key, None)
         if self.is_settling:
             raise asyncio.CancelledError(f"workflow {self.workflow_id} has returned already")
         if self.stopped is not None:
@@ -154,7 +157,7 @@ class Execution:
         Raises:
             DBOSError: a step's call was never awaited, so it never ran.
         """
-        for name, call in self._called.values():
+        for name, call in (self._called or {}).values():
             state = inspect.getcoroutinestate(call)
             call.close()
             if state == inspect.CORO_CREATED:

@@ -173,7 +173,7 @@ class Executor:
 
         A child's carrier has its parent's step, and that may turn out to be recorded or lost.
         """
-        landed = self._checkpointer.submit(carrier)
+        landed = self._checkpointer.commit(carrier)
         workflow_id = order.write.workflow_id
         self.arriving[workflow_id] += 1
         try:

@@ -33,7 +33,7 @@ from dbos_async._store import claiming, notifier, sql
 from dbos_async._store.claiming import START, Claim, Taken
 from dbos_async._store.database import Database
 from dbos_async._store.notifier import Notifier
-from dbos_async._store.records import Claimed, Unclaimable
+from dbos_async._store.records import Claimed, Outcome, Unclaimable
 
 MAX_CLAIM: Final = 500
 """Workflows that one claim takes."""
@@ -108,7 +108,7 @@ class Line:
         slot = Slot(self, execution, claimed.partition_key)
         execution.slot = slot
         self._held.add(slot)
-        execution.done.add_done_callback(lambda _: self._ended(slot))
+        execution.done.add_done_callback(slot.ended)
 
     def settling(self, slot: "Slot") -> None:
         """The body of a workflow is over: another may take its slot while its outcome travels.
@@ -121,7 +121,8 @@ class Line:
             self._settling.add(slot)
             self._wake.set()
 
-    def _ended(self, slot: "Slot") -> None:
+    def ended(self, slot: "Slot") -> None:
+        """The workflow runs here no more."""
         self._leaving.discard(slot)
         self._settling.discard(slot)
         self._held.discard(slot)
@@ -354,6 +355,10 @@ class Slot:
     def settle(self) -> None:
         """The body is over."""
         self._line.settling(self)
+
+    def ended(self, done: "asyncio.Future[Outcome | None]") -> None:
+        """The workflow runs here no more."""
+        self._line.ended(self)
 
     def leave(self) -> None:
         """Give the slot up: the workflow only waits for others that it enqueued."""

@@ -152,18 +152,14 @@ class Checkpointer:
             self._disconnect()
             self._give_up(self._waiting)
 
-    async def commit(self, write: Write) -> Landing:
-        """Return once `write` is durable, or what stands in its place. Outages only delay it.
+    def commit(self, write: Write) -> asyncio.Future[Landing]:
+        """Done once `write` is durable: None, or what stands in its place. Outages only delay it.
 
         Raises:
             DatabaseRefusedError: Postgres rejected this write; its batch is unharmed.
             DeduplicatedError: another workflow holds the deduplication id.
             WorkflowConflictError: the child's id belongs to another workflow function.
         """
-        return await self.submit(write)
-
-    def submit(self, write: Write) -> asyncio.Future[Landing]:
-        """The future of a write, for who must know its landing even if cancelled meanwhile."""
         if self._closing:
             raise self.obituary
         durable: asyncio.Future[Landing] = asyncio.get_running_loop().create_future()

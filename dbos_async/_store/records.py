@@ -19,7 +19,7 @@ Status = Literal[
 ENDED: Final = frozenset({"SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"})
 
 
-class StepWrite(Struct):
+class StepWrite(Struct, gc=False):
     """A step's outcome, on its way to `operation_outputs`."""
 
     workflow_id: str
@@ -66,14 +66,14 @@ class WorkflowWrite(Struct, kw_only=True, omit_defaults=True, gc=False):
     """Its place among the enqueues of its batch; the checkpointer's to set."""
 
 
-class ChildWrite(Struct):
+class ChildWrite(Struct, gc=False):
     """A child workflow and its parent's step that says so: both land, or neither."""
 
     step: StepWrite
     workflow: WorkflowWrite
 
 
-class CompletionWrite(Struct):
+class CompletionWrite(Struct, gc=False):
     """How a workflow ended."""
 
     workflow_id: str
@@ -86,7 +86,7 @@ class CompletionWrite(Struct):
 Write = StepWrite | WorkflowWrite | ChildWrite | CompletionWrite
 
 
-class Recorded(Struct, frozen=True):
+class Recorded(Struct, frozen=True, gc=False):
     """A step as Postgres has it."""
 
     workflow_id: str
@@ -102,7 +102,7 @@ class Recorded(Struct, frozen=True):
     serialization: str | None
 
 
-class Owner(Struct, frozen=True):
+class Owner(Struct, frozen=True, gc=False):
     """Who has a workflow, and who made it."""
 
     workflow_id: str
@@ -121,7 +121,7 @@ class Fence(Enum):
     LOST = "another owner has the workflow, or it has ended"
 
 
-class Outcome(Struct, frozen=True):
+class Outcome(Struct, frozen=True, gc=False):
     """Where a workflow stands, and its result once it has ended."""
 
     workflow_id: str
@@ -134,7 +134,7 @@ class Outcome(Struct, frozen=True):
     completed_at_ms: int | None
 
 
-class Claimed(Struct, frozen=True):
+class Claimed(Struct, frozen=True, gc=False):
     """A workflow that this process took, to run or replay."""
 
     workflow_id: str

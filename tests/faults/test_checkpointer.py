@@ -112,7 +112,7 @@ async def test_a_locked_row_holds_up_only_its_own_workflow(bench: Bench) -> None
         await other.execute(
             "select from dbos.workflow_status where workflow_uuid = 'w07' for update"
         )
-        held = asyncio.create_task(bench.checkpointer.commit(step("w07", 1)))
+        held = asyncio.ensure_future(bench.checkpointer.commit(step("w07", 1)))
         free = [step(i, 1) for i in ids if i != "w07"]
         assert await bench.together(free) == [None] * 39
         assert not held.done()
@@ -132,8 +132,8 @@ async def test_two_locked_rows_do_not_wait_for_each_other(bench: Bench) -> None:
             await holder.execute(
                 "select from dbos.workflow_status where workflow_uuid = $1 for update", row
             )
-        first = asyncio.create_task(bench.checkpointer.commit(step("a", 1)))
-        second = asyncio.create_task(bench.checkpointer.commit(step("b", 1)))
+        first = asyncio.ensure_future(bench.checkpointer.commit(step("a", 1)))
+        second = asyncio.ensure_future(bench.checkpointer.commit(step("b", 1)))
         async with asyncio.timeout(10):
             while len(bench.checkpointer._aside) < 2:
                 await asyncio.sleep(0.01)
@@ -167,7 +167,7 @@ async def test_a_zombie_that_waits_for_the_takeovers_lock_lands_nothing(
     async with connected(bench.url) as taker:
         await taker.execute("begin")
         await taker.execute("update dbos.workflow_status set owner_xid = 'other'")
-        zombie = asyncio.create_task(bench.checkpointer.commit(write))
+        zombie = asyncio.ensure_future(bench.checkpointer.commit(write))
         async with asyncio.timeout(10):
             while not await bench.fetch(
                 "select from pg_stat_activity where wait_event_type = 'Lock' "
@@ -210,7 +210,7 @@ async def test_a_batch_sent_twice_lands_once(bench: Bench) -> None:
 
 async def test_a_cancelled_callers_write_still_happens(bench: Bench) -> None:
     await bench.started("w")
-    caller = asyncio.create_task(bench.checkpointer.commit(step("w", 1)))
+    caller = asyncio.ensure_future(bench.checkpointer.commit(step("w", 1)))
     await asyncio.sleep(0)
     caller.cancel()
     assert await bench.together([step("w", 2)]) == [None]
@@ -242,7 +242,7 @@ async def test_callers_do_not_wait_for_ever_when_the_checkpointer_ends(
             await checkpointer.commit(workflow("w"))
             await other.execute("begin")
             await other.execute("select from dbos.workflow_status for update")
-            held = asyncio.create_task(checkpointer.commit(step("w", 1)))
+            held = asyncio.ensure_future(checkpointer.commit(step("w", 1)))
             await asyncio.sleep(0)
         with pytest.raises(errors.DatabaseLostError):
             async with asyncio.timeout(1):
