@@ -3,9 +3,9 @@
     queues table, once a second ─▶ one line a queue, configured as the table says
     NOTIFY, own enqueues, due delays, the recheck ─▶ the lines they name
 
-A notification is a hint: with all of them lost, every line is still looked at once in a recheck
-interval, and the configuration every second. A queue whose row is deleted is paused, not dropped:
-what it runs here goes on, and counts again when the row is back.
+A notification is a hint: with all of them lost, one statement still finds in each recheck interval
+which lines have something, and the configuration is read every second. A queue whose row is deleted
+is paused, not dropped: what it runs here goes on, and counts again when the row is back.
 """
 
 import asyncio
@@ -32,6 +32,8 @@ from dbos_async._store.records import Claimed, Unclaimable
 
 CONFIGURATION_POLL: Final = 0.9
 """Seconds between two looks at the configuration of the queues."""
+HELD_MS: Final = 50
+"""Milliseconds until another look at due workflows whose rows somebody else has locked."""
 CLOSING: Final = 2.0
 """Seconds that a shutdown waits for claims that travel, so that what they bring is put back."""
 
@@ -70,14 +72,14 @@ class Dispatcher:
         self._runner: asyncio.Task[object] | None = None
         self._missed: set[str] = set()
         self._told: set[tuple[str, str, str | None]] = set()
-        self._tell_now = asyncio.Event()
+        self._look_now = asyncio.Event()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Dispatcher"]:
         """Claim for the length of the block; claims that travel at its end come back first."""
         self._executor.claims.on_adopted = self._adopted
         async with (
-            running(delays=self._release(), look_after=self._look_after()),
+            running(delays=self._release(), look_around=self._look_around()),
             running(self._close, dispatcher=self._run()),
         ):
             yield self
@@ -102,8 +104,7 @@ class Dispatcher:
     def recheck(self) -> None:
         """Look at every queue."""
         self._configured.set()
-        self._tell_now.set()
-        self.news(list(self._lines))
+        self._look_now.set()
 
     def _adopted(self, execution: Execution, claimed: Claimed) -> None:
         line = self._lines.get(claimed.queue_name or "")
@@ -159,12 +160,15 @@ class Dispatcher:
         """Put delayed workflows that are due on their queues."""
         while True:
             self._delayed.clear()
-            released = await self._database.persistently(self._release_some)
-            for name in Counter(released):
-                self._session.tell(notifier.QUEUED, name)
             due_ms = await self._database.persistently(self._next_due)
+            if due_ms is not None and due_ms <= 0:
+                released = await self._database.persistently(self._release_some)
+                for name in Counter(released):
+                    self._session.tell(notifier.QUEUED, name)
+                due_ms = 0 if released else HELD_MS
             pause_ms = DELAY_POLL * 1000 if due_ms is None else min(due_ms, DELAY_POLL * 1000)
-            await self._nap_until(self._executor.clock.now_ms() + max(0.0, pause_ms))
+            if pause_ms > 0:
+                await self._nap_until(self._executor.clock.now_ms() + pause_ms)
 
     async def _nap_until(self, deadline_ms: float) -> None:
         """Return at `deadline_ms`, or when something else comes due soon."""
@@ -184,15 +188,25 @@ class Dispatcher:
     async def _next_due(self) -> int | None:
         return await queues.fetch_next_due(self._database, self._executor.clock.skew_ms)
 
-    async def _look_after(self) -> None:
-        """Tidy up, and log, once, what waits here that this process cannot run: it waits on."""
+    async def _look_around(self) -> None:
+        """Wake the lines that have something, whatever was heard of it, and tidy up.
+
+        What waits here and this process cannot run is logged, once: it waits on.
+        """
         while True:
-            await self._tell_now.wait()
-            self._tell_now.clear()
+            await self._look_now.wait()
+            self._look_now.clear()
+            waiting = set(await self._database.persistently(self._find_waiting))
             for line in list(self._lines.values()):
+                if line.name in waiting or line.has_returning:
+                    line.wake()
                 await self._database.persistently(line.tidy)
-                for row in await self._database.persistently(line.find_unknown):
-                    self._tell(line.name, row)
+            for name in waiting:
+                for row in await self._database.persistently(self._lines[name].find_unknown):
+                    self._tell(name, row)
+
+    async def _find_waiting(self) -> list[str]:
+        return await queues.fetch_waiting(self._database, self._lines)
 
     def _tell(self, queue_name: str, row: Unclaimable) -> None:
         mine = self._claim.app_version

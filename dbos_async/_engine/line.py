@@ -79,6 +79,11 @@ class Line:
         self._rescan_at = 0.0
         self._cursor = ""
 
+    @property
+    def has_returning(self) -> bool:
+        """Whether workflows that run here want their slots back."""
+        return bool(self._entering)
+
     # What others tell it
 
     def configure(self, limits: Limits, *, is_paused: bool) -> None:

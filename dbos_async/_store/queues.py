@@ -1,6 +1,6 @@
 """Queues in the database: declared, changed, counted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Final
 
@@ -92,6 +92,12 @@ async def depth(database: Database, name: str) -> int:
     async with database.lease() as connection:
         count: int = await connection.fetchval(sql.COUNT_WAITING, name)
     return count
+
+
+async def fetch_waiting(database: Database, names: Collection[str]) -> list[str]:
+    """Which of these queues have anything that waits."""
+    rows = await database.fetch(sql.FIND_WAITING, list(names), into=QueueName)
+    return [row.queue_name for row in rows if row.queue_name is not None]
 
 
 async def release_delayed(database: Database, skew_ms: int) -> list[str]:

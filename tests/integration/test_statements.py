@@ -279,6 +279,7 @@ HOT: dict[str, list[Any]] = {
     "sql.CLAIM_EXACTLY": [*CLAIM, [""], [100], [None], 50, 1000, None],
     "sql.CLAIM_IN_TURNS": [*CLAIM, ["k-1", "k-2"], [5, 5], [3, 3], 50, 1000, 1000],
     "sql.COUNT_WAITING": ["queue-1"],
+    "sql.FIND_WAITING": [["queue-1", "queue-2"]],
     "sql.FETCH_USE": ["queue-1", True, 1000, 0],
     "sql.FETCH_PARTITIONS": ["queue-1", "", 32, True, 1000, 0],
     "sql.KEY_STRAYS": ["queue-1", "(none)"],

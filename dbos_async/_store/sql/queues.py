@@ -346,6 +346,15 @@ select coalesce(h.name, ''), coalesce(h.config_name, ''), h.application_version,
  group by 1, 2, 3
 """
 
+# Which of these queues have anything that waits. A look-up each, however long their lines.
+FIND_WAITING: Final = """
+select n.name
+  from unnest($1::text[]) as n(name),
+       lateral (select from dbos.workflow_status w
+                 where w.status = 'ENQUEUED' and w.queue_name = n.name
+                 limit 1) head
+"""
+
 # --- delays -------------------------------------------------------------------------------------
 
 # A debounced workflow lets go of its key: the next call is a new one.
