@@ -13,7 +13,6 @@ asyncpg stops here: no module outside the store sees it. Three rules, each measu
 import asyncio
 import random
 import socket
-import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final, LiteralString, TypeAlias, TypeVar
@@ -115,7 +114,7 @@ class Database:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._back = asyncio.Event()
         self._prober: asyncio.Task[None] | None = None
-        self._dialled: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._dialled: set[Connection] = set()
 
     @property
     def url(self) -> str:
@@ -142,6 +141,8 @@ class Database:
         finally:
             if self._prober is not None:
                 self._prober.cancel()
+            for connection in list(self._dialled):  # whoever was cancelled over one let go of it
+                connection.terminate()
             await self._close_pool()
 
     async def dial(self, purpose: str) -> Connection:
@@ -154,8 +155,13 @@ class Database:
         with translated():
             async with asyncio.timeout(timeout + 1):
                 connection = await asyncpg.connect(self.url, timeout=timeout)
-                await self._prepare(connection, purpose)
-        self._dialled.add(connection)
+                self._dialled.add(connection)
+                connection.add_termination_listener(self._dialled.discard)
+                try:
+                    await self._prepare(connection, purpose)
+                except BaseException:
+                    connection.terminate()
+                    raise
         return connection
 
     def drop(self) -> None:
