@@ -180,7 +180,7 @@ class DBOS(Router, Client):
         Raises:
             NotLaunchedError: it is not launched; the message says what usually causes it.
         """
-        executor = self.find_launched()
+        executor = self._own_session().executor
         if executor is None:
             raise not_launched(self.name)
         return executor
@@ -259,6 +259,7 @@ class DBOS(Router, Client):
     def _own_session(self) -> Session:
         if self._session is None:
             raise not_launched(self.name)
+        self._session.check_loop()
         return self._session
 
     def _decoder_of(self, name: str) -> Callable[[str], Any]:

@@ -464,6 +464,7 @@ class Client(Verbs):
             raise errors.NotLaunchedError(
                 "the client is not open: `async with Client(url) as client:`"
             )
+        self._session.check_loop()
         return self._session
 
 

@@ -22,20 +22,25 @@ EMBEDDED_DIRECTORY: Final = Path(".dbos")
 OWN_CONNECTIONS: Final = 3
 """Connections outside the pool: checkpointer, notifier, executor's lock."""
 
+LONGEST: Final = 100 * 365.25 * 86_400
+"""Seconds of the longest duration: a hundred years, which no column overflows with."""
+
 
 def seconds_of(duration: Seconds) -> float:
     """A duration in seconds.
 
     Raises:
         TypeError: it is neither a number nor a timedelta.
-        ValueError: it is negative or not finite.
+        ValueError: it is negative, not finite, or longer than a hundred years.
     """
     if isinstance(duration, timedelta):
         duration = duration.total_seconds()
     if isinstance(duration, bool) or not isinstance(duration, int | float):
         raise TypeError(f"a duration is seconds or a timedelta, not {type(duration).__name__}")
-    if not 0 <= duration < float("inf"):
-        raise ValueError(f"a duration must be finite and not negative, not {duration!r}")
+    if not 0 <= duration <= LONGEST:
+        raise ValueError(
+            f"a duration must be finite, not negative and at most 100 years, not {duration!r}"
+        )
     return float(duration)
 
 

@@ -329,7 +329,7 @@ class Router(Verbs):
         Raises:
             NotLaunchedError: none is, or several are.
         """
-        executor = self._app().find_launched()
+        executor = self._own_session().executor
         assert executor is not None
         return executor
 

@@ -274,9 +274,9 @@ class Executor:
             )
             execution.check_everything_awaited()
             output = self._encoded_result(execution, value)
-        except (KeyboardInterrupt, SystemExit):
+        except KeyboardInterrupt:  # a person's
             raise
-        except BaseException as exc:  # whatever the body raises is its outcome
+        except BaseException as exc:  # whatever the body raises is its outcome, sys.exit() too
             if isinstance(exc, asyncio.CancelledError) and is_cancelled(execution):
                 self._abandon(execution)
             return None if execution.stopped is not None else failed(execution, exc)

@@ -1,5 +1,6 @@
 """What may be said of one call: options of workflows and steps, checked where they are given."""
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, Literal, TypedDict
@@ -7,6 +8,7 @@ from typing import Any, Final, Literal, TypedDict
 from dbos_async._config import Seconds, seconds_of
 from dbos_async._engine.retry import Retry
 from dbos_async._limits import Limiter, checked_id
+from dbos_async._store import codec
 
 ENQUEUE_ONLY: Final = (
     "deduplication_id",
@@ -16,6 +18,8 @@ ENQUEUE_ONLY: Final = (
     "partition_key",
     "connection",
 )
+NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+"""In JSON; jsonb refuses it."""
 MAX_PRIORITY: Final = 2**31 - 1
 DUPLICATION_POLICIES: Final = ("reject", "return_existing")
 
@@ -68,6 +72,7 @@ def checked_workflow_options(options: WorkflowOptions) -> WorkflowOptions:
     Raises:
         TypeError: an option that does not exist, or of the wrong type.
         ValueError: a value that cannot work.
+        SerializationError: attributes that are no JSON.
     """
     unknown = set(options) - set(WorkflowOptions.__annotations__)
     if unknown:
@@ -85,6 +90,8 @@ def checked_workflow_options(options: WorkflowOptions) -> WorkflowOptions:
     attributes: object = options.get("attributes", {})
     if not isinstance(attributes, Mapping):
         raise TypeError(f"attributes is a mapping, not {type(attributes).__name__}")
+    if NUL.search(codec.encode(dict(options.get("attributes", {})))):
+        raise ValueError("attributes has a NUL character, which Postgres cannot store")
     return options
 
 

@@ -1,5 +1,6 @@
 """What a launched app or client holds: one database, and what speaks to it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -51,6 +52,7 @@ class Session:
         self.intake = Intake(settings, self.clock, address_of)
         self.catalog = Catalog(self._every_queue, accepts_any=application is None)
         self.executor: Executor | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.on_news: dict[str, list[Callable[[list[str]], None]]] = {
             notifier.ENDED: [self.outcomes.news],
             notifier.QUEUED: [],
@@ -77,7 +79,24 @@ class Session:
             await stack.enter_async_context(self.checkpointer.open())
             await stack.enter_async_context(self.notifier.open())
             await stack.enter_async_context(self.outcomes.open())
+            self._loop = asyncio.get_running_loop()
             yield self
+
+    def check_loop(self) -> None:
+        """Refuse to work for another event loop than the one that this was opened on.
+
+        Raises:
+            ConfigurationError: that is who calls.
+        """
+        try:
+            calling = asyncio.get_running_loop()
+        except RuntimeError:  # no loop at all
+            return
+        if calling is not self._loop:
+            raise errors.ConfigurationError(
+                "this app or client was opened on another event loop: await it there, as with "
+                "asyncio.run_coroutine_threadsafe(…, loop), or open one for each loop"
+            )
 
     async def enqueue(self, call: Call, queue_name: str) -> Started:
         """Put a workflow on a queue.

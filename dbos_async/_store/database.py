@@ -40,6 +40,7 @@ select set_config('jit', 'off', false), set_config('enable_seqscan', 'off', fals
        set_config('enable_sort', 'off', false), set_config('timezone', 'UTC', false),
        set_config('search_path', '"$user", public', false),
        set_config('idle_in_transaction_session_timeout', '10s', false),
+       set_config('default_transaction_isolation', 'read committed', false),
        set_config('lock_timeout', '0', false), set_config('statement_timeout', '0', false),
        set_config('dbos_async.own', 'on', false), set_config('application_name', $1, false)
 """

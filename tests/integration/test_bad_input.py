@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -18,6 +19,7 @@ from dbos_async import (
     ConfigurationError,
     DatabaseLostError,
     DBOSError,
+    PortableWorkflowError,
     SerializationError,
 )
 from dbos_async._store import databases
@@ -554,3 +556,47 @@ async def test_a_client_of_a_database_without_our_tables_is_told_so(
     with pytest.raises(ConfigurationError, match=r"is missing.*Launch the app once"):
         async with Client(dbos_database_url):
             pass
+
+
+async def test_a_workflow_that_calls_sys_exit_fails_and_its_process_lives(dbos: DBOS) -> None:
+    @dbos.step
+    async def step() -> None:
+        sys.exit(3)
+
+    @dbos.workflow
+    async def body() -> None:
+        raise SystemExit(3)
+
+    @dbos.workflow
+    async def in_a_step() -> None:
+        await step()
+
+    async with dbos:
+        for workflow in (body, in_a_step):
+            handle = await dbos.start_workflow(workflow)
+            with pytest.raises(PortableWorkflowError, match="3"):
+                await handle.get_result()
+            assert (await handle.get_status()).status == "ERROR"
+
+
+async def test_an_app_is_not_for_another_loop(dbos: DBOS) -> None:
+    queue = dbos.queue("queue")
+
+    @dbos.workflow
+    async def flow() -> int:
+        return 1
+
+    async def from_elsewhere() -> None:
+        for call in (
+            flow,
+            lambda: dbos.start_workflow(flow),
+            lambda: queue.enqueue(flow),
+            queue.depth,
+            dbos.list_workflows,
+        ):
+            with pytest.raises(ConfigurationError, match="another event loop"):
+                await call()
+
+    async with dbos:
+        await asyncio.to_thread(asyncio.run, from_elsewhere())
+        assert await flow() == 1

@@ -360,15 +360,18 @@ IMPOSSIBLE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"delay": -1}, ValueError, "negative"),
     ({"delay": timedelta(seconds=-1)}, ValueError, "negative"),
     ({"delay": float("nan")}, ValueError, "finite"),
+    ({"delay": 1e300}, ValueError, "100 years"),
     ({"delay": "soon"}, TypeError, "duration"),
     ({"delay": datetime(2030, 1, 1)}, ValueError, "time zone"),
     ({"timeout": -1}, ValueError, "negative"),
+    ({"timeout": 1e300}, ValueError, "100 years"),
     ({"deduplication_id": ""}, ValueError, "deduplication_id"),
     ({"deduplication_id": None}, TypeError, "deduplication_id"),
     ({"partition_key": ""}, ValueError, "partition_key"),
     ({"duplication_policy": "ignore"}, ValueError, "duplication_policy"),
     ({"duplication_policy": "return_existing"}, ValueError, "deduplication_id"),
     ({"attributes": [1]}, TypeError, "attributes"),
+    ({"attributes": {"a": {"b": "\\\x00"}}}, ValueError, "NUL"),
     ({"connection": object()}, TypeError, "asyncpg Connection"),
     ({"unknown": 1}, TypeError, "unknown"),
 ]
@@ -427,3 +430,11 @@ async def test_a_stub_is_enqueued_and_not_started(dbos_database_url: str) -> Non
             with pytest.raises(TypeError, match=r"'there' is a stub.*enqueue it"):
                 await attempt
         assert await dbos.list_workflows(name="there") == []
+
+
+async def test_a_backslash_in_an_attribute_is_no_nul(dbos: DBOS) -> None:
+    queue = dbos.queue("queue")
+    flow = flow_of(dbos)
+    async with dbos:
+        handle = await queue.enqueue(flow.with_options(attributes={"a": "\\u0000"}), 1)
+        assert (await handle.get_status()).attributes == {"a": "\\u0000"}

@@ -73,22 +73,35 @@ async def test_a_paused_queue_takes_work_in_and_gives_none_out(dbos_database_url
         assert await queue.depth() == 0
 
 
-async def test_a_pause_holds_before_the_news_of_it_comes(
-    dbos_database_url: str, database: Any
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update dbos.queues set is_paused = true",
+        "create table gone as select * from dbos.queues; delete from dbos.queues",
+    ],
+    ids=["pause", "delete"],
+)
+async def test_a_pause_and_a_delete_hold_before_the_news_of_them_comes(
+    dbos_database_url: str, database: Any, change: str
 ) -> None:
     dbos, gate, begun = app_of(dbos_database_url), asyncio.Event(), list[int]()
-    flow = flow_of(dbos, gate, begun)
+    flow_of(dbos, gate, begun)
     gate.set()
     async with dbos, asyncio.timeout(30):
         lines = dispatcher_of(dbos)._lines
         await until(lambda: "queue" in lines)
         line = lines["queue"]
-        await database.execute("update dbos.queues set is_paused = true")
-        handle = await dbos.enqueue("queue", flow, 1)
+        await database.execute(change)
+        await database.execute(
+            "select dbos.enqueue_workflow('flow', 'queue', array[to_json(1)], workflow_id => 'w', "
+            "app_version => '1')"
+        )
         await until(lambda: line.is_paused)
         assert begun == []
+        if "delete" in change:
+            await database.execute("insert into dbos.queues select * from gone")
         await (await dbos.retrieve_queue("queue")).resume()
-        assert await handle.get_result() == 1
+        assert await (await dbos.retrieve_workflow("w")).get_result() == 1
 
 
 async def test_a_pause_outlives_a_restart_and_is_told_of(

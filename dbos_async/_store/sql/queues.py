@@ -91,11 +91,12 @@ select count(*) from dbos.workflow_status w where w.queue_name = $1 and w.status
 # The order of a line. A row of another client has no number, and comes after its millisecond.
 _LINE: Final = "w.priority, w.created_at, coalesce(w.enqueue_order, 9223372036854775807)"
 
-# What this process may run. Work that names no version is for the newest. A pause holds for every
-# claim that begins after it, also where the news of it has not come yet.
+# What this process may run. Work that names no version is for the newest. A pause and a delete hold
+# for every claim that begins after them, also where the news has not come yet.
 _CLAIMABLE: Final = """
            w.status = 'ENQUEUED' and w.queue_name = $1
-       and (select q.is_paused from dbos.queues q where q.name = $1) is not true
+       and coalesce((select q.is_paused is not true from dbos.queues q where q.name = $1),
+                    $1 = '_dbos_internal_queue')
        and (w.application_version = $4
             or (w.application_version is null
                 and coalesce((select v.version_name from dbos.application_versions v
