@@ -119,9 +119,12 @@ def test_two_workers_of_uvicorn_share_one_embedded_server(serve: Serve, embedded
 
 def test_an_edit_under_reload_strands_nothing(serve: Serve, embedded: str, tmp_path: Path) -> None:
     source = (ROOT / "examples" / "fastapi_service.py").read_text()
-    module = tmp_path / "edited.py"
+    code = tmp_path / "code"
+    code.mkdir()
+    module = code / "edited.py"
     module.write_text(source.replace("dbos.sleep(1)", "dbos.sleep(3)"))
-    _, client = serve("edited", PYTHONPATH=f"{ROOT}:{tmp_path}")
+    # What uvicorn watches must stay still while it looks, and a database's directory does not.
+    _, client = serve("edited", "--reload-dir", str(code), PYTHONPATH=f"{ROOT}:{code}")
     client.post("/orders/o-1/start", params={"cents": 1})
     charge_again = "@dbos.step\nasync def refund(order_id: str) -> None: ...\n\n\n@dbos.workflow()"
     route = "\n\n@app.get('/version')\nasync def version() -> int: return 2\n"
