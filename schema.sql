@@ -363,6 +363,10 @@ begin
         raise exception 'named_args must be a JSON object, not %', json_typeof(named_args);
     elsif delay_until_epoch_ms < 0 then
         raise exception 'delay_until_epoch_ms must not be negative';
+    elsif timeout_ms < 0 then
+        raise exception 'timeout_ms must not be negative';
+    elsif priority < 0 then
+        raise exception 'priority must not be negative; 1 goes first, and what has none before it';
     end if;
 
     insert into dbos.workflow_status

@@ -103,6 +103,9 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Refuse what cannot work. Raises ConfigurationError as `resolved` does."""
+        for name in ("max_connections", "max_payload_bytes", "max_recovering", "max_threads"):
+            if not isinstance(getattr(self, name), int):
+                raise ConfigurationError(f"{name} must be an int, not {getattr(self, name)!r}")
         if self.max_connections < OWN_CONNECTIONS + 1:
             raise ConfigurationError(
                 f"max_connections must be at least {OWN_CONNECTIONS + 1} "

@@ -20,7 +20,7 @@ from typing import (
 import structlog
 
 from dbos_async import errors
-from dbos_async._client import Verbs, call_of, check_workflow
+from dbos_async._client import Verbs, call_of, check_workflow, name_of
 from dbos_async._config import Seconds, seconds_of
 from dbos_async._engine.context import calling_branch, current_branch
 from dbos_async._engine.executor import Executor
@@ -100,11 +100,12 @@ class Router(Verbs):
         Args:
             function: the workflow, when used without parentheses.
             name: what rows call it; its `__qualname__` unless given.
-            max_recovery_attempts: crashes in a row without a new step after which it is given up;
-                None for no limit.
+            max_recovery_attempts: how often in a row it is recovered from a crash without a new
+                step recorded in between, before it is given up; None for no limit.
 
         Raises:
-            TypeError: it is no `async def`.
+            TypeError: it is no `async def`, or the limit no int.
+            ValueError: the limit is negative.
             ConfigurationError: the name is taken, or the app is launched already.
         """
 
@@ -172,11 +173,12 @@ class Router(Verbs):
 
         Raises:
             ConfigurationError: the app is launched.
+            TypeError: it is no list of queues or names.
         """
         self._check_open("listen_queues")
-        self._registry.listened = frozenset(
-            queue if isinstance(queue, str) else queue.name for queue in queues
-        )
+        if isinstance(queues, str):
+            raise TypeError(f"listen_queues takes a list: write listen_queues([{queues!r}])")
+        self._registry.listened = frozenset(name_of(queue) for queue in queues)
 
     def register(self, instance: S, /, *, name: str) -> S:
         """Name an instance that has workflow methods, so that they are recovered on it.

@@ -273,8 +273,14 @@ def workflow_of(
     """The definition of a workflow function.
 
     Raises:
-        TypeError: it is no coroutine function.
+        TypeError: it is no coroutine function, or the limit is no number.
+        ValueError: the limit is negative.
     """
+    if max_recovery_attempts is not None:
+        if isinstance(max_recovery_attempts, bool) or not isinstance(max_recovery_attempts, int):
+            raise TypeError(f"max_recovery_attempts is an int, not {max_recovery_attempts!r}")
+        if max_recovery_attempts < 0:
+            raise ValueError(f"max_recovery_attempts is negative: {max_recovery_attempts}")
     plain = function.__func__ if isinstance(function, staticmethod) else function
     if isinstance(plain, Step):
         raise TypeError(f"{plain!r} is a step; a function is one or the other")

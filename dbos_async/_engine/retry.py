@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 from msgspec import Struct
 
@@ -16,6 +17,7 @@ class Retry(Struct, frozen=True):
 
     Raises:
         ValueError: a number is out of its range.
+        TypeError: `retry_on` is neither types of exceptions nor a function.
     """
 
     max_attempts: int = 3
@@ -44,6 +46,7 @@ class Retry(Struct, frozen=True):
             raise ValueError(f"jitter is a fraction from 0 to 1, not {self.jitter}")
         seconds_of(self.interval)
         seconds_of(self.max_interval)
+        check_what(self.retry_on)
 
     def wants(self, error: Exception) -> bool:
         """Whether this error is worth another attempt."""
@@ -61,3 +64,15 @@ class Retry(Struct, frozen=True):
         except OverflowError:
             pause = longest
         return min(pause, longest) * random.uniform(1 - self.jitter, 1 + self.jitter)  # noqa: S311
+
+
+def check_what(retry_on: Any) -> None:
+    """Refuse what tells no errors apart. Raises TypeError."""
+    if callable(retry_on) and not isinstance(retry_on, type):
+        return
+    kinds: tuple[Any, ...] = retry_on if isinstance(retry_on, tuple) else (retry_on,)
+    if not kinds or not all(isinstance(k, type) and issubclass(k, Exception) for k in kinds):
+        raise TypeError(
+            "retry_on is an exception type, a tuple of them, or a function of the error, not "
+            f"{retry_on!r}"
+        )

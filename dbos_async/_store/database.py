@@ -90,12 +90,17 @@ def translated() -> Iterator[None]:
         # asyncpg could not encode an argument
         if isinstance(exc, ValueError) and not isinstance(exc, HOPELESS):
             raise errors.DatabaseRefusedError(str(exc)) from exc
-        why = (
-            "no answer in time" if isinstance(exc, TimeoutError) else f"{type(exc).__name__}: {exc}"
-        )
-        raise errors.DatabaseLostError(why) from exc
+        raise errors.DatabaseLostError(reason_of(exc)) from exc
     except asyncpg.PostgresError as exc:
         raise errors.DatabaseRefusedError(f"{type(exc).__name__}: {exc}") from exc
+
+
+def reason_of(lost: BaseException) -> str:
+    """Why a statement got no answer, for people."""
+    if isinstance(lost, TimeoutError):
+        return "Postgres gave no answer in time"
+    what = f"{type(lost).__name__}: {lost}"
+    return f"Postgres cannot be reached: {what}" if isinstance(lost, OSError) else what
 
 
 class PooledConnection(asyncpg.Connection):

@@ -1,8 +1,8 @@
 """The schema in a database: installed, adopted, verified.
 
 schema.sql is the only source: its three parts are applied in order, and what `verify` expects is
-read from its text. An install compares one number first and, if it fits, runs no DDL at all: even
-a statement that changes nothing queues for a lock, and everybody's writes queue behind it.
+read from its text. An install looks first and, if nothing is missing, runs no DDL at all: even a
+statement that changes nothing queues for a lock, and everybody's writes queue behind it.
 
     empty database      all of schema.sql in one transaction
     tables are there    part 1 in a transaction; part 2 `concurrently`, an index at a time; part 3,
@@ -165,7 +165,8 @@ async def check_server(connection: Connection) -> None:
 async def install(connection: Connection, *, patience: float = PATIENCE) -> None:
     """Bring the schema up to `SCHEMA_VERSION`, once, however many processes do so at a time.
 
-    `connection` must not be in a transaction. A schema newer than this release is left alone.
+    What somebody dropped from a schema of that version is made again; a newer one is left alone.
+    `connection` must not be in a transaction.
 
     Raises:
         ConfigurationError: the role may not, or the tables are older than what can be adopted.
@@ -173,10 +174,10 @@ async def install(connection: Connection, *, patience: float = PATIENCE) -> None
         DatabaseLostError: the connection broke; installing again is safe.
     """
     with translated():
-        if await _fetch_version(connection) >= SCHEMA_VERSION:
+        if await _is_installed(connection):
             return
         async with _permitted(connection), _turn(connection):
-            if await _fetch_version(connection) < SCHEMA_VERSION:
+            if not await _is_installed(connection):
                 await _apply(connection, patience)
 
 
@@ -257,6 +258,14 @@ async def _check_names(connection: Connection) -> None:
         )
     if missing := missing_of(names_of(schema_text()), found):
         raise errors.ConfigurationError(f"the schema dbos lacks {', '.join(missing)}: {WAYS_OUT}")
+
+
+async def _is_installed(connection: Connection) -> bool:
+    version = await _fetch_version(connection)
+    if version != SCHEMA_VERSION:
+        return version > SCHEMA_VERSION
+    found = {Name(*row) for row in await connection.fetch(FETCH_NAMES, timeout=DEADLINE)}
+    return not missing_of(names_of(schema_text()), found)
 
 
 async def _fetch_version(connection: Connection) -> int:

@@ -600,3 +600,25 @@ async def test_an_app_is_not_for_another_loop(dbos: DBOS) -> None:
     async with dbos:
         await asyncio.to_thread(asyncio.run, from_elsewhere())
         assert await flow() == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "error"), [("3", TypeError), (True, TypeError), (-1, ValueError)]
+)
+def test_a_limit_of_recoveries_is_a_number(dbos: DBOS, limit: Any, error: Any) -> None:
+    with pytest.raises(error, match="max_recovery_attempts"):
+
+        @dbos.workflow(max_recovery_attempts=limit)
+        async def workflow() -> None: ...
+
+
+@pytest.mark.parametrize("queues", ["bills", [3]])
+def test_the_queues_to_listen_to_are_a_list(dbos: DBOS, queues: Any) -> None:
+    with pytest.raises(TypeError, match=r"listen_queues\(\['bills'\]\)|a queue is"):
+        dbos.listen_queues(queues)
+
+
+async def test_settings_are_of_their_types(dbos_database_url: str) -> None:
+    for name in ("max_connections", "max_threads"):
+        with pytest.raises(ConfigurationError, match=name):
+            await DBOS("bad", dbos_database_url, **{name: "3"}).launch()  # type: ignore[arg-type]

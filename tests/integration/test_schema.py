@@ -192,6 +192,14 @@ async def test_an_up_to_date_install_does_not_wait_for_anybody(dial: Dial, insta
             await schema.install(await dial())
 
 
+async def test_what_was_dropped_is_made_again(installed: Any) -> None:
+    await installed.execute("drop table dbos.queues; drop index dbos.dbos_async_line")
+    with pytest.raises(errors.ConfigurationError, match="queues"):
+        await schema.verify(installed)
+    await schema.install(installed)
+    await schema.verify(installed)
+
+
 async def test_the_file_may_be_applied_by_hand_and_again(dial: Dial) -> None:
     connection = await dial()
     await connection.execute(schema.schema_text())
@@ -623,6 +631,8 @@ async def test_enqueue_workflow_refuses_a_deduplication_id_that_is_held(installe
         "'w', 'q', workflow_id => ''",
         "'w', 'q', named_args => '[1]'",
         "'w', 'q', delay_until_epoch_ms => -1",
+        "'w', 'q', timeout_ms => -1",
+        "'w', 'q', priority => -1",
     ],
 )
 async def test_enqueue_workflow_refuses_nonsense(installed: Any, arguments: str) -> None:

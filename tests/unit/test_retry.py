@@ -1,6 +1,7 @@
 """The pauses between attempts."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -43,3 +44,9 @@ def test_retry_on_is_types_or_a_predicate(
     retry = Retry(retry_on=retry_on)  # type: ignore[arg-type]  # one of the three
     assert retry.wants(wanted)
     assert not retry.wants(unwanted)
+
+
+@pytest.mark.parametrize("kinds", [[ValueError], "ValueError", 3, (), (ValueError, "x"), int])
+def test_what_is_retried_is_types_of_exceptions_or_a_function(kinds: Any) -> None:
+    with pytest.raises(TypeError, match="retry_on"):
+        Retry(retry_on=kinds)
