@@ -70,9 +70,14 @@ def check_what(retry_on: Any) -> None:
     """Refuse what tells no errors apart. Raises TypeError."""
     if callable(retry_on) and not isinstance(retry_on, type):
         return
-    kinds: tuple[Any, ...] = retry_on if isinstance(retry_on, tuple) else (retry_on,)
+    kinds = kinds_of(retry_on)
     if not kinds or not all(isinstance(k, type) and issubclass(k, Exception) for k in kinds):
         raise TypeError(
             "retry_on is an exception type, a tuple of them, or a function of the error, not "
             f"{retry_on!r}"
         )
+
+
+def kinds_of(retry_on: Any) -> Any:
+    """What should be types of exceptions, as a tuple."""
+    return retry_on if isinstance(retry_on, tuple) else (retry_on,)
