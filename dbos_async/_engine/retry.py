@@ -70,8 +70,7 @@ def check_what(retry_on: Any) -> None:
     """Refuse what tells no errors apart. Raises TypeError."""
     if callable(retry_on) and not isinstance(retry_on, type):
         return
-    kinds = kinds_of(retry_on)
-    if not kinds or not all(isinstance(k, type) and issubclass(k, Exception) for k in kinds):
+    if not all(map(is_exception_type, kinds_of(retry_on))) or retry_on == ():
         raise TypeError(
             "retry_on is an exception type, a tuple of them, or a function of the error, not "
             f"{retry_on!r}"
@@ -81,3 +80,8 @@ def check_what(retry_on: Any) -> None:
 def kinds_of(retry_on: Any) -> Any:
     """What should be types of exceptions, as a tuple."""
     return retry_on if isinstance(retry_on, tuple) else (retry_on,)
+
+
+def is_exception_type(kind: object) -> bool:
+    """Whether it is a class of exceptions."""
+    return isinstance(kind, type) and issubclass(kind, Exception)
