@@ -79,7 +79,7 @@ def check_what(retry_on: Any) -> None:
 
 def kinds_of(retry_on: Any) -> Any:
     """What should be types of exceptions, as a tuple."""
-    return retry_on if isinstance(retry_on, tuple) else (retry_on,)
+    return retry_on if issubclass(type(retry_on), tuple) else (retry_on,)
 
 
 def is_exception_type(kind: object) -> bool:
