@@ -44,7 +44,7 @@ end
 $$;
 
 -- One row a workflow. Written by whoever starts or enqueues it, then by the executor that owns it,
--- by cancel, resume and fork, and by the leader (recovery, delays, deadlines). Deleted by
+-- by cancel, resume, fork and rewind, and by the leader (recovery, delays, deadlines). Deleted by
 -- delete_workflow and by pruning; that takes along the rows of the four tables that refer to it,
 -- while operation_outputs, workflow_input and workflow_output must be deleted by name.
 -- We write inputs, output and error inline and read them as
@@ -317,6 +317,48 @@ create table if not exists dbos.dbos_async_permits (
     primary key (limiter, executor_id)
 );
 
+-- Executors: the processes that run workflows, one row each, written at the launch and deleted at the
+-- shutdown, or by the leader once nothing of a dead one is left. Which of them live, its lock says,
+-- or, where sessions are not its own (lease_ms is not null), that it was seen within its lease.
+--     boot                what all owner tokens of that launch begin with
+--     last_seen_epoch_ms  of a row with a lease; else pg_stat_activity knows
+create table if not exists dbos.dbos_async_executors (
+    executor_id text primary key,
+    application_name text not null,
+    application_version text not null,
+    hostname text not null,
+    process_id integer not null,
+    boot text not null,
+    started_at_epoch_ms bigint not null,
+    last_seen_epoch_ms bigint not null,
+    lease_ms bigint
+);
+
+-- The executors that live, by the key of their advisory lock.
+create or replace view dbos.dbos_async_alive as
+select (l.classid::bigint << 32) | l.objid::bigint as key, l.pid as backend
+  from pg_locks l
+ where l.locktype = 'advisory' and l.granted and l.objsubid = 1 and l.mode = 'ExclusiveLock'
+   and l.database = (select d.oid from pg_database d where d.datname = current_database())
+union all
+select hashtextextended('dbos_async executor ' || e.executor_id, 0), null
+  from dbos.dbos_async_executors e
+ where e.last_seen_epoch_ms + e.lease_ms
+       > (select (extract(epoch from clock_timestamp()) * 1000)::bigint);
+
+-- The same for people: who runs, since when, last seen when, and how many workflows it has.
+create or replace view dbos.executors as
+select e.executor_id, e.application_name, e.application_version, e.hostname, e.process_id,
+       to_timestamp(e.started_at_epoch_ms / 1000.0) as started_at,
+       coalesce(s.state_change, to_timestamp(e.last_seen_epoch_ms / 1000.0)) as last_seen_at,
+       a.key is not null as is_alive,
+       (select count(*) from dbos.workflow_status w
+         where w.status = 'PENDING' and w.executor_id = e.executor_id) as workflows
+  from dbos.dbos_async_executors e
+  left join dbos.dbos_async_alive a
+    on a.key = hashtextextended('dbos_async executor ' || e.executor_id, 0)
+  left join pg_stat_activity s on s.pid = a.backend;
+
 -- Version 1 had other indexes for what the same ones of part 2 do now.
 drop index if exists dbos.dbos_async_claimable, dbos.dbos_async_rate_limited;
 
@@ -446,6 +488,57 @@ for each row
 when (new.status = 'ENQUEUED' and current_setting('dbos_async.own', true) is distinct from 'on')
 execute function dbos.dbos_async_tell_queue();
 
+-- The same for who changes a queue's limits or pauses it by SQL.
+create or replace function dbos.dbos_async_tell_configured() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    name constant text := case when tg_op = 'DELETE' then old.name else new.name end;
+begin
+    if octet_length(name) < 2000 and pg_notification_queue_usage() < 0.5 then
+        perform pg_notify('dbos_async_configured', json_build_array(name)::text);
+    end if;
+    return null;
+end
+$$;
+
+create or replace trigger dbos_async_configured
+after insert or update or delete on dbos.queues
+for each row
+when (current_setting('dbos_async.own', true) is distinct from 'on')
+execute function dbos.dbos_async_tell_configured();
+
+-- The same for who manages our workflows without knowing us. What is cancelled, and what is taken
+-- from a running executor to be enqueued again, is told to that executor, so that it stops at once;
+-- what is enqueued again, to the workers of its queue. Ends that an executor records are no news of
+-- this kind.
+create or replace function dbos.dbos_async_tell_change() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if pg_notification_queue_usage() >= 0.5 then
+        return null;
+    end if;
+    if octet_length(new.workflow_uuid) < 2000
+       and (new.status = 'CANCELLED' or old.status = 'PENDING') then
+        perform pg_notify('dbos_async_ended', json_build_array(new.workflow_uuid)::text);
+    end if;
+    if new.status = 'ENQUEUED' and octet_length(new.queue_name) < 2000 then
+        perform pg_notify('dbos_async_queued', json_build_array(new.queue_name)::text);
+    end if;
+    return null;
+end
+$$;
+
+create or replace trigger dbos_async_changed
+after update of status on dbos.workflow_status
+for each row
+when (new.status in ('ENQUEUED', 'CANCELLED')
+      and current_setting('dbos_async.own', true) is distinct from 'on')
+execute function dbos.dbos_async_tell_change();
+
 
 -- Part 2. Indexes
 --
@@ -485,6 +578,11 @@ create index if not exists dbos_async_delayed
     on dbos.workflow_status (delay_until_epoch_ms)
     where status = 'DELAYED';
 
+-- Deadlines that nobody keeps: what waits, and what a dead process has.
+create index if not exists dbos_async_deadline
+    on dbos.workflow_status (workflow_deadline_epoch_ms)
+    where status in ('PENDING', 'ENQUEUED', 'DELAYED') and workflow_deadline_epoch_ms is not null;
+
 -- Rate limits: which of those that wait have paid already.
 create index if not exists dbos_async_paid
     on dbos.workflow_status (queue_name)
@@ -498,6 +596,16 @@ create index if not exists dbos_async_bucket
 create index if not exists dbos_async_parent
     on dbos.workflow_status (parent_workflow_id)
     where parent_workflow_id is not null;
+
+-- Listing what went wrong, by age. Nothing is written here for a workflow that succeeds.
+create index if not exists dbos_async_failed
+    on dbos.workflow_status (status, created_at)
+    where status in ('ERROR', 'CANCELLED', 'MAX_RECOVERY_ATTEMPTS_EXCEEDED');
+
+-- Listing a workflow's forks. Not `is not null`: what asks for that has the id at hand.
+create index if not exists dbos_async_forked_from
+    on dbos.workflow_status (forked_from)
+    where forked_from <> '';
 
 -- Listing and pruning by age.
 create index if not exists dbos_async_created_at

@@ -77,6 +77,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_threads: int = 40
     """Synchronous steps that run at the same time."""
 
+    lease: float = 10.0
+    """Seconds after which Postgres gives up a process that it hears nothing of: a host or a network
+    that is gone. A process that is killed is gone at once."""
+
+    stall_limit: float = 120.0
+    """Seconds that the event loop may stand still before others take this process's work over."""
+
     connect_timeout: float = 10.0
     """Seconds that one attempt to connect may take."""
 
@@ -114,6 +121,11 @@ class Settings(Struct, frozen=True, kw_only=True):
         for name in ("max_payload_bytes", "max_recovering", "max_threads"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("lease", "stall_limit"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(
+                    f"{name} must be at least 1 second, not {getattr(self, name)}"
+                )
         if self.database_url is not None:
             check_url(self.database_url)
 

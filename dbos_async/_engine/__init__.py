@@ -1,16 +1,18 @@
 """How a workflow runs.
 
-registry    what can be run, and under which name rows say so
+registry    what can be run, and under which name rows say so; version: a hash of that
 functions   what the decorators make of a function; context: where in the task tree a call stands
 intake      from a call to the row of a new workflow
 executor    starts, runs and settles; an `Execution` is one run
 steps       run and replay; inner: what a workflow does besides, it starts children, awaits, sleeps
+patches     new code for workflows under way
 claims      from a claim to a run
 outcomes    waiting for workflows, wherever they run
 recovery    takes over what dead processes left
 dispatcher  which queues this process works on; line: claims from one of them; window: its own rate
 bulk        many enqueues at once; catalog: which queues there are; debounce: the last of many calls
 limits      tokens and permits of limited steps
+rehearsal   would this code still go the recorded way?
 watchdog    names the step that blocks the loop
 session     the open parts of a launched app, wired
 

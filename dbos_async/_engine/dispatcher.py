@@ -1,16 +1,14 @@
 """Which queues this process works on, and what wakes their lines.
 
-    queues table, once a second ─▶ one line a queue, configured as the table says
-    NOTIFY, own enqueues, due delays, the recheck ─▶ the lines they name
+    queues table, at a change and the recheck ─▶ one line a queue, configured as the table says
+    NOTIFY, own enqueues, the recheck ─▶ the lines they name
 
 A notification is a hint: with all of them lost, one statement still finds in each recheck interval
-which lines have something, and the configuration is read every second. A queue whose row is deleted
+which lines have something, and the configuration is read as often. A queue whose row is deleted
 is paused, not dropped: what it runs here goes on, and counts again when the row is back.
 """
 
 import asyncio
-import random
-from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
@@ -22,18 +20,14 @@ from dbos_async._engine.execution import Execution
 from dbos_async._engine.executor import Executor
 from dbos_async._engine.line import Line
 from dbos_async._engine.registry import Address, Runnable, columns_of
-from dbos_async._engine.session import DELAY_POLL, Session
+from dbos_async._engine.session import Session
 from dbos_async._log import log
 from dbos_async._service import running
-from dbos_async._store import notifier, queues
+from dbos_async._store import queues
 from dbos_async._store.claiming import Claim
 from dbos_async._store.queues import INTERNAL_QUEUE
 from dbos_async._store.records import Claimed, Unclaimable
 
-CONFIGURATION_POLL: Final = 0.9
-"""Seconds between two looks at the configuration of the queues."""
-HELD_MS: Final = 50
-"""Milliseconds until another look at due workflows whose rows somebody else has locked."""
 CLOSING: Final = 2.0
 """Seconds that a shutdown waits for claims that travel, so that what they bring is put back."""
 
@@ -66,8 +60,6 @@ class Dispatcher:
         )
         self._lines: dict[str, Line] = {}
         self._configured = asyncio.Event()
-        self._delayed = asyncio.Event()
-        self._nap: asyncio.Timeout | None = None
         self._is_closing = False
         self._runner: asyncio.Task[object] | None = None
         self._missed: set[str] = set()
@@ -79,7 +71,7 @@ class Dispatcher:
         """Claim for the length of the block; claims that travel at its end come back first."""
         self._executor.claims.on_adopted = self._adopted
         async with (
-            running(delays=self._release(), look_around=self._look_around()),
+            running(look_around=self._look_around()),
             running(self._close, dispatcher=self._run()),
         ):
             yield self
@@ -93,13 +85,6 @@ class Dispatcher:
     def configured(self, queue_names: list[str]) -> None:
         """These queues have other limits, it is said."""
         self._configured.set()
-
-    def delayed(self, queue_names: list[str]) -> None:
-        """These queues have something that comes due soon, it is said."""
-        self._delayed.set()
-        if self._nap is not None:
-            self._nap.reschedule(asyncio.get_running_loop().time())
-            self._nap = None
 
     def recheck(self) -> None:
         """Look at every queue."""
@@ -118,11 +103,7 @@ class Dispatcher:
             while not self._is_closing:
                 self._configured.clear()
                 await self._database.persistently(lambda: self._configure(group))
-                try:
-                    async with asyncio.timeout(CONFIGURATION_POLL * random.uniform(0.9, 1.0)):  # noqa: S311
-                        await self._configured.wait()
-                except TimeoutError:
-                    continue
+                await self._configured.wait()
             for line in self._lines.values():
                 line.close()
 
@@ -156,38 +137,6 @@ class Dispatcher:
             group.create_task(line.run(), name=f"dbos queue {name}")
         return self._lines[name]
 
-    async def _release(self) -> None:
-        """Put delayed workflows that are due on their queues."""
-        while True:
-            self._delayed.clear()
-            due_ms = await self._database.persistently(self._next_due)
-            if due_ms is not None and due_ms <= 0:
-                released = await self._database.persistently(self._release_some)
-                for name in Counter(released):
-                    self._session.tell(notifier.QUEUED, name)
-                due_ms = 0 if released else HELD_MS
-            pause_ms = DELAY_POLL * 1000 if due_ms is None else min(due_ms, DELAY_POLL * 1000)
-            if pause_ms > 0:
-                await self._nap_until(self._executor.clock.now_ms() + pause_ms)
-
-    async def _nap_until(self, deadline_ms: float) -> None:
-        """Return at `deadline_ms`, or when something else comes due soon."""
-        if self._delayed.is_set():
-            return
-        try:
-            async with asyncio.timeout(None) as self._nap:
-                await self._executor.clock.sleep_until(deadline_ms)
-        except TimeoutError:
-            return
-        finally:
-            self._nap = None
-
-    async def _release_some(self) -> list[str]:
-        return await queues.release_delayed(self._database, self._executor.clock.skew_ms)
-
-    async def _next_due(self) -> int | None:
-        return await queues.fetch_next_due(self._database, self._executor.clock.skew_ms)
-
     async def _look_around(self) -> None:
         """Wake the lines that have something, whatever was heard of it, and tidy up.
 
@@ -215,7 +164,7 @@ class Dispatcher:
                 self._told.add((queue_name, "", row.app_version))
                 log.warning(
                     "queued workflows wait for another version of this app: run it until they are "
-                    "done, or give them this version in dbos.workflow_status",
+                    "done, or give them to this one by `dbos-async versions move`",
                     queue=queue_name,
                     app_version=row.app_version,
                     this_version=mine,

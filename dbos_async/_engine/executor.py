@@ -113,6 +113,8 @@ class Executor:
         self.arriving: Counter[str] = Counter()
         """Workflows on their way to Postgres, or back: they may have landed and do not run yet."""
         self.is_draining = False
+        self.is_deactivated = False
+        """Whether it only finishes what there is, and what it recovers."""
         self._hands_back = False  # whether what is abandoned was left in order, and not in a crash
         self.is_closed = False
         self.watchers: list[Callable[[], None]] = []
@@ -151,8 +153,9 @@ class Executor:
             SerializationError: an argument cannot be stored. Nothing was started.
             WorkflowConflictError: another workflow function has the id.
         """
-        if self.is_draining:
-            raise errors.NotLaunchedError("the app is shutting down; nothing new is started")
+        if self.is_draining or self.is_deactivated:
+            why = "is shutting down" if self.is_draining else "was deactivated"
+            raise errors.NotLaunchedError(f"the app {why}; nothing new is started")
         order = self.intake.order_of(call)
         return only_started(await self.create(call, order, order.write))
 
@@ -253,14 +256,14 @@ class Executor:
     async def _phases(self, execution: Execution, refused: Exception | None) -> None:
         outcome: Outcome | None = None
         try:
-            completion = await self._call(execution, refused)
+            completion = await self.call(execution, refused)
             if completion is not None:
                 outcome = await self._settle(execution, completion)
         finally:
             self._forget(execution, outcome)
 
-    async def _call(
-        self, execution: Execution, refused: Exception | None
+    async def call(
+        self, execution: Execution, refused: Exception | None = None
     ) -> CompletionWrite | None:
         """Run the body and decide how the workflow ends; None if it does not end here."""
         runnable = execution.runnable
@@ -508,6 +511,9 @@ class Executor:
                 if queues:
                     payloads = list(notifier.payloads_of(queues))
                     await self._database.execute(sql.NOTIFY, notifier.QUEUED, payloads)
+                if any(row.queue_name is None for row in rows):
+                    payloads = list(notifier.payloads_of([self._settings.executor_id or ""]))
+                    await self._database.execute(sql.NOTIFY, notifier.DEAD, payloads)
         except (errors.DatabaseError, TimeoutError) as exc:
             log.warning("this shutdown counts as a crash", error=str(exc))
 

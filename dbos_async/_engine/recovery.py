@@ -1,18 +1,15 @@
 """Taking over what dead processes left PENDING.
 
-    every look:  executors with PENDING work whose advisory lock nobody holds
-                   └▶ take some over (a new owner, fenced) ─▶ load their histories ─▶ adopt
+    launch, or the leader's news that executors are dead, or news that some handed work back
+      └▶ take some over (a new owner, fenced) ─▶ load their histories ─▶ adopt ─▶ again, with room
 
-An executor is alive while a session of its own holds its lock, so a killed process is dead as soon
-as its socket closes. A wrong suspicion does no harm: the fence stops whoever lost the workflow.
-Wrong suspicions are made rare all the same: right after Postgres itself started, everybody's lock
-is gone for a moment, so nobody is declared dead then; and after the first look, an executor must
-be found dead twice in a row.
+All live processes hear the news and take what they can run, a chunk at a time, so the work spreads
+by how much room each has. A wrong suspicion does no harm: the fence stops whoever lost a workflow.
 
 Bounds: at most `max_recovering` adopted workflows replay at a time; one gives its place back when
 it ends or first waits durably, so ten thousand sleepers do not block the ten thousand and first.
-If this process dies in the middle, what it took over is PENDING under its own id: the next look of
-another process finds it.
+If this process dies in the middle, what it took over is PENDING under its own id: the leader finds
+that. What nobody here can run stays PENDING, and is logged.
 """
 
 import asyncio
@@ -24,15 +21,14 @@ from typing import Final
 from dbos_async._config import Settings
 from dbos_async._engine.execution import Execution
 from dbos_async._engine.executor import Executor
+from dbos_async._engine.leader import LATENESS_MS, UPHEAVAL
 from dbos_async._engine.registry import Address, Runnable, columns_of
 from dbos_async._log import log
 from dbos_async._service import running
-from dbos_async._store import notifier, sql
+from dbos_async._store import executors, notifier, sql
 from dbos_async._store.database import Database
-from dbos_async._store.records import Claimed, DeadExecutor, VersionCount, WorkflowCount
+from dbos_async._store.records import Claimed, VersionCount, WorkflowCount
 
-SERVER_GRACE: Final = 3.0
-"""Seconds after Postgres started in which a missing lock means nothing: all are reconnecting."""
 CHUNK: Final = 200
 """Workflows taken over in one statement."""
 
@@ -51,51 +47,44 @@ class Recovery:
         self._database = database
         self._executor = executor
         self._addresses = addresses
-        self._look_now = asyncio.Event()
+        self._heard = asyncio.Event()
+        self._left: dict[str, None] = {}  # executors, in the order in which they were told of
         self._changed = asyncio.Event()
         self._replaying: set[Execution] = set()
-        self._suspects: set[str] | None = None
         self._told: set[tuple[str, str]] = set()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Recovery"]:
-        """Look for the length of the block; the first look is at once."""
+        """Recover for the length of the block; the first look is at once."""
         self._executor.watchers.append(self._changed.set)
         async with running(recovery=self._run()):
             yield self
 
-    def recheck(self) -> None:
-        """Look again."""
-        self._look_now.set()
+    def dead(self, executor_ids: list[str]) -> None:
+        """These have left work, it is said."""
+        self._left.update(dict.fromkeys(executor_ids))
+        self._heard.set()
 
     async def _run(self) -> None:
+        self.dead(await self._database.persistently(self._find_left))
         while True:
-            wait = await self._database.persistently(self._look)
-            try:
-                async with asyncio.timeout(wait):
-                    await self._look_now.wait()
-            except TimeoutError:
-                continue
-            self._look_now.clear()
+            await self._heard.wait()
+            self._heard.clear()
+            while self._left:
+                executor_id = next(iter(self._left))
+                await self._database.persistently(partial(self._recover, executor_id))
+                self._left.pop(executor_id, None)
 
-    async def _look(self) -> float | None:
-        """Adopt what can be adopted; how soon to look again, None for the next recheck."""
-        if self._executor.is_draining:
-            return None
-        dead = await self._database.fetch(sql.DEAD_EXECUTORS, into=DeadExecutor)
-        uptime = min((executor.server_uptime for executor in dead), default=SERVER_GRACE)
-        if uptime < SERVER_GRACE:
-            return SERVER_GRACE - uptime
-        ids = {executor.executor_id for executor in dead}
-        own = {self._settings.executor_id or ""} if self._suspects is None else set[str]()
-        certain = ids if self._suspects is None else ids & self._suspects
-        for executor_id in sorted(certain | own):
-            await self._recover(executor_id)
-        self._suspects = ids
-        return 1.0 if ids - certain else None
+    async def _find_left(self) -> list[str]:
+        """Whose work there is at the launch: our own id's, and that of all who are dead now."""
+        own, name = self._settings.executor_id or "", self._settings.name
+        look = await executors.look_around(
+            self._database, self._executor.clock.skew_ms, LATENESS_MS, name
+        )
+        return [own, *look.dead] if look.server_uptime > UPHEAVAL else [own]
 
     async def _recover(self, executor_id: str) -> None:
-        """Adopt everything that this executor left, as places become free."""
+        """Adopt what this executor left, as places become free, beside all others who do."""
         found = 0
         while not self._executor.is_draining:
             room = await self._room()

@@ -72,7 +72,7 @@ def blocker_of(frame: FrameType | None) -> tuple[str | None, str | None, str | N
         if frame.f_code is Steps.run.__code__:
             execution = frame.f_locals["execution"]
             return frame.f_locals["step"].name, execution.name, execution.workflow_id
-        if frame.f_code is Executor._call.__code__:  # noqa: SLF001  # read-only, and checked by a test
+        if frame.f_code is Executor.call.__code__:  # read-only, and checked by a test
             execution = frame.f_locals["execution"]
             workflow, workflow_id = execution.name, execution.workflow_id
         frame = frame.f_back

@@ -45,6 +45,7 @@ select set_config('jit', 'off', false), set_config('enable_seqscan', 'off', fals
        set_config('dbos_async.own', 'on', false), set_config('application_name', $1, false)
 """
 
+UNREACHABLE: Final = "Postgres cannot be reached: "
 HOPELESS: Final = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
@@ -100,7 +101,7 @@ def reason_of(lost: BaseException) -> str:
     if isinstance(lost, TimeoutError):
         return "Postgres gave no answer in time"
     what = f"{type(lost).__name__}: {lost}"
-    return f"Postgres cannot be reached: {what}" if isinstance(lost, OSError) else what
+    return UNREACHABLE + what if isinstance(lost, OSError) else what
 
 
 class PooledConnection(asyncpg.Connection):
@@ -152,7 +153,14 @@ class Database:
             await self._close_pool()
 
     async def dial(self, purpose: str) -> Connection:
-        """A connection of the caller's own, outside the pool.
+        """A connection of the caller's own, outside the pool. Raises as `connect` does."""
+        connection = await self.connect(purpose)
+        self._dialled.add(connection)
+        connection.add_termination_listener(self._dialled.discard)
+        return connection
+
+    async def connect(self, purpose: str) -> Connection:
+        """A connection that its caller closes, such as one of another thread's loop.
 
         Raises:
             DatabaseLostError: the server cannot be reached now, or does not let us in.
@@ -161,8 +169,6 @@ class Database:
         with translated():
             async with asyncio.timeout(timeout + 1):
                 connection = await asyncpg.connect(self.url, timeout=timeout)
-                self._dialled.add(connection)
-                connection.add_termination_listener(self._dialled.discard)
                 try:
                     await self._prepare(connection, purpose)
                 except BaseException:
@@ -309,8 +315,9 @@ def explained(url: str) -> Iterator[None]:
         if isinstance(exc.__cause__, HOPELESS):
             raise errors.ConfigurationError(f"cannot open {masked(url)}: {exc.__cause__}") from None
         hint = " (percent-encode special characters in the password)" if is_odd(url) else ""
+        why = str(exc).removeprefix(UNREACHABLE)
         raise errors.DatabaseLostError(
-            f"cannot reach Postgres at {masked(url)}: {exc}{hint}"
+            f"cannot reach Postgres at {masked(url)}: {why}{hint}"
         ) from None
     except errors.DatabaseRefusedError as exc:  # an option in the URL that the server does not know
         raise errors.ConfigurationError(f"cannot open {masked(url)}: {exc.__cause__}") from None

@@ -38,6 +38,8 @@ DELAYED: Final = "dbos_async_delayed"
 """Channel: these queues have a workflow that comes due before the next look for such."""
 PERMITS: Final = "dbos_async_permits"
 """Channel: permits of these limiters were given back, or somebody waits for some."""
+DEAD: Final = "dbos_async_dead"
+"""Channel: these executors have left work, because they died or were shut down."""
 
 MAX_PAYLOAD_BYTES: Final = 7_900
 """Below the 8,000 bytes that NOTIFY allows. Source: Postgres manual, NOTIFY."""
@@ -105,7 +107,7 @@ class Notifier:
         with translated():
             async with asyncio.timeout(STATEMENT_DEADLINE):
                 connection.add_termination_listener(lambda _: self._arrived.set())
-                for channel in (ENDED, QUEUED, CONFIGURED, DELAYED, PERMITS):
+                for channel in (ENDED, QUEUED, CONFIGURED, DELAYED, PERMITS, DEAD):
                     await connection.add_listener(channel, self._heard)
                 await self._look_at_clock(connection)
         return connection

@@ -8,6 +8,7 @@ from load import PATIENCE
 
 from dbos_async import DBOS, Client, NotLaunchedError
 from dbos_async._store import sql
+from dbos_async.testing import Crashed
 
 
 class Shop:
@@ -164,3 +165,29 @@ async def test_a_shutdown_amid_claims_leaves_nothing_claimed(
         left = await client.list_workflows(status=["PENDING", "ENQUEUED"], limit=400)
     assert {row.status for row in left} <= {"ENQUEUED"}
     assert {row.recovery_attempts for row in left} <= {0}
+
+
+async def test_a_deactivated_process_finishes_and_recovers_and_takes_nothing_new(
+    dbos_database_url: str,
+) -> None:
+    here, there = Shop(dbos_database_url), Shop(dbos_database_url)
+    queue = here.dbos.queue("queue")
+    there.dbos.listen_queues([])
+    async with here.dbos:
+        handle = await here.dbos.start_workflow(here.checkout)
+        await here.inside.wait()
+        await here.dbos.deactivate()
+        with pytest.raises(NotLaunchedError, match="deactivated"):
+            await here.dbos.start_workflow(here.checkout.with_options(workflow_id="new"))
+        queued = await queue.enqueue(here.checkout.with_options(workflow_id="queued"))
+        await there.dbos.launch()
+        left = await there.dbos.start_workflow(there.checkout.with_options(workflow_id="left"))
+        there.dbos.drop(Crashed("killed by the test"))
+        await there.dbos.shutdown()
+        here.gate.set()
+        assert await handle.get_result() == "charged"
+        again = await here.dbos.retrieve_workflow(left.workflow_id)
+        assert await again.get_result(timeout=PATIENCE) == "charged"
+        assert (await queued.get_status()).status == "ENQUEUED"
+    async with here.dbos:
+        assert await (await here.dbos.retrieve_workflow("queued")).get_result() == "charged"

@@ -1,6 +1,8 @@
 """The app: pure construction, a lifespan that leaves nothing behind, errors that teach."""
 
 import asyncio
+import os
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -616,13 +618,15 @@ async def test_who_awaits_a_workflow_over_a_shutdown_is_told(dbos: DBOS) -> None
         await awaiter
 
 
-async def test_an_executor_id_in_use_is_refused(
+async def test_an_executor_id_in_use_is_refused_with_the_name_of_its_holder(
     dbos_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dbos_async._store.lease.PATIENCE", 0.3)
+    monkeypatch.setattr("dbos_async._store.lease.MARGIN", 0.1)
     async with DBOS("app", dbos_database_url, executor_id="one"):
-        with pytest.raises(ConfigurationError, match="'one' is in use"):
-            await DBOS("app", dbos_database_url, executor_id="one").launch()
+        with pytest.raises(ConfigurationError, match="'one' is in use") as raised:
+            await DBOS("app", dbos_database_url, executor_id="one", lease=1).launch()
+    assert f"process {os.getpid()} on {socket.gethostname()}" in str(raised.value)
+    assert "DBOS__VMID" in str(raised.value)
 
 
 async def test_a_named_executor_takes_its_own_work_back(dbos_database_url: str) -> None:

@@ -58,7 +58,7 @@ async def test_it_starts_when_it_is_due(app: App, delay: Any) -> None:
 async def test_a_short_delay_is_not_stretched_to_the_next_look(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dbos_async._engine.dispatcher.DELAY_POLL", HOUR)
+    monkeypatch.setattr("dbos_async._engine.leader.LOOK_INTERVAL", HOUR)
     async with app.dbos:
         handle = await app.enqueue("a", delay=0.05)
         assert await handle.get_result(timeout=20) == "a"
@@ -111,7 +111,7 @@ async def test_made_shorter_it_starts_at_once(
     app: App, delay: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Nobody looks by himself: it is told, or it would start at its first time.
-    monkeypatch.setattr("dbos_async._engine.dispatcher.DELAY_POLL", 2 * HOUR)
+    monkeypatch.setattr("dbos_async._engine.leader.LOOK_INTERVAL", 2 * HOUR)
     async with app.dbos:
         handle = await app.enqueue("a", delay=HOUR)
         await app.dbos.set_workflow_delay(handle.workflow_id, delay)
@@ -121,7 +121,7 @@ async def test_made_shorter_it_starts_at_once(
 async def test_made_shorter_from_elsewhere_it_starts_at_once(
     app: App, dbos_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dbos_async._engine.dispatcher.DELAY_POLL", 2 * HOUR)
+    monkeypatch.setattr("dbos_async._engine.leader.LOOK_INTERVAL", 2 * HOUR)
     async with app.dbos, Client(dbos_database_url) as client:
         handle = await app.enqueue("a", delay=HOUR)
         await client.set_workflow_delay(handle.workflow_id, 0)
@@ -131,7 +131,7 @@ async def test_made_shorter_from_elsewhere_it_starts_at_once(
 async def test_made_shorter_with_all_notifications_lost_it_starts_even_so(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "DELAY_POLL", 0)  # nobody is told
+    monkeypatch.setattr(session, "LOOK_INTERVAL", 0)  # nobody is told
     async with app.dbos:
         handle = await app.enqueue("a", delay=HOUR)
         await app.dbos.set_workflow_delay(handle.workflow_id, 0)

@@ -57,16 +57,11 @@ select g.tokens, m.ms, u.first_ends_at + $5 - m.ms
 FETCH_PERMITS: Final = """
 with others as materialized (
     select p.executor_id, p.held, p.wanted,
-           exists (select from pg_locks l
-                    where l.locktype = 'advisory' and l.granted and l.objsubid = 1
-                      and l.database = (select d.oid from pg_database d
-                                         where d.datname = current_database())
-                      and l.classid::bigint = (p.key >> 32) & 4294967295
-                      and l.objid::bigint = p.key & 4294967295) as is_live
-      from (select known.*,
-                   hashtextextended('dbos_async executor ' || known.executor_id, 0) as key
-              from dbos.dbos_async_permits known
-             where known.limiter = $1 and known.executor_id <> $2) p
+           exists (select from dbos.dbos_async_alive a
+                    where a.key = hashtextextended('dbos_async executor ' || p.executor_id, 0))
+           as is_live
+      from dbos.dbos_async_permits p
+     where p.limiter = $1 and p.executor_id <> $2
 ), gone as (
     delete from dbos.dbos_async_permits p
      using others o
