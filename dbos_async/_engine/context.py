@@ -23,7 +23,7 @@ import contextvars
 import hashlib
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -72,6 +72,15 @@ class Branch:
         self._spawned = 0
         return f"{self.path}{self._steps}"
 
+    def peek_key(self) -> str:
+        """The key that the next step will have; nothing is numbered."""
+        return f"{self.path}{self._steps + 1}"
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """How far it has come: its steps, and the tasks that it spawned after the last one."""
+        return self._steps, self._spawned
+
     def spawned(self) -> "Branch":
         """The branch of a task that this one spawns now."""
         if self.step is not None:
@@ -101,6 +110,18 @@ class Branch:
         if self.last is None:
             return f"{root}|{self.seed}"
         return f"{root}|{self.last.key}@{self.last.completed_at_ms}"
+
+
+def furthest_of(keys: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """How far each branch has come: its steps, and the tasks that it spawned after the last one."""
+    furthest: dict[str, tuple[int, int]] = {}
+    for key in keys:
+        numbers = key.split(".")
+        for depth in range(0, len(numbers), 2):
+            path = "".join(f"{number}." for number in numbers[:depth])
+            task = int(numbers[depth + 1]) if depth + 1 < len(numbers) else 0
+            furthest[path] = max(furthest.get(path, (0, 0)), (int(numbers[depth]), task))
+    return furthest
 
 
 _branches: "weakref.WeakKeyDictionary[asyncio.Task[Any], Branch]" = weakref.WeakKeyDictionary()

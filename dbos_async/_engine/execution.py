@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from dbos_async import errors
+from dbos_async._engine.context import furthest_of
 from dbos_async._engine.registry import Runnable
 from dbos_async._store.records import Outcome, Recorded
 
@@ -43,6 +44,7 @@ class Execution:
     __slots__ = (
         "__weakref__",
         "_called",
+        "_furthest",
         "args",
         "awaited_queued",
         "deadline_ms",
@@ -101,6 +103,7 @@ class Execution:
         self.awaited_queued = 0  # of these, for workflows that it enqueued
         self.slot: Place | None = None
         self._called: dict[str, tuple[str, Coroutine[Any, Any, Any]]] | None = None
+        self._furthest: dict[str, tuple[int, int]] | None = None
 
     @property
     def name(self) -> str:
@@ -124,6 +127,12 @@ class Execution:
             return recorded.position
         self.last_position += 1
         return self.last_position
+
+    def furthest(self, path: str) -> tuple[int, int]:
+        """The place that a branch had come to at least, by what is recorded of it."""
+        if self._furthest is None:
+            self._furthest = furthest_of(self.history)
+        return self._furthest.get(path, (0, 0))
 
     def written_key(self, key: str, position: int) -> str | None:
         """The key that goes into the row; None if the number says it.
@@ -166,9 +175,13 @@ class Execution:
                     f"it, so it did not run: write `await {name}(…)`"
                 )
 
-    def live(self) -> None:
-        """The first step that is not replayed: from here on everything is new."""
+    async def live(self) -> None:
+        """A step that is not recorded begins: from here on everything is new."""
         self.replaying = False
+
+    def diverged(self, why: str) -> errors.DivergenceError:
+        """What is raised where the code took another path than the recorded one."""
+        return errors.DivergenceError(why)
 
     def fail(self, error: BaseException) -> None:
         """Tell awaiters here that this process will not see the end."""

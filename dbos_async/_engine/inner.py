@@ -90,7 +90,7 @@ class Inner:
             return self._replayed_child(
                 execution, branch, name, digest, recorded, is_queued=queue_name is not None
             )
-        execution.live()
+        await execution.live()
         step = self._new_step(execution, key, position, name, digest)
         if queue_name is not None:
             recorded = await self._with_its_step(execution, step, call, queue_name)
@@ -174,7 +174,7 @@ class Inner:
         branch = current_branch() or Branch(execution)
         recorded = execution.history.get(key)
         if recorded is None:
-            execution.live()
+            await execution.live()
             step = self._new_step(execution, key, position, ENQUEUE_MANY, digest)
             prefix = f"{execution.workflow_id}-{key}"
             bulk = Bulk(

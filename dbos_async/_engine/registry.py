@@ -1,16 +1,12 @@
 """What an app can run: its workflows, the instances some of them belong to, its queues."""
 
-import ast
-import hashlib
-import inspect
-import sys
-import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
 
 from dbos_async import errors
+from dbos_async._engine.version import version_of
 from dbos_async._limits import Limiter, Limits, checked_id
 from dbos_async._store import codec
 from dbos_async._store.arguments import Arguments
@@ -188,16 +184,10 @@ class Registry:
                 if isinstance(instance, definition.owner):
                     yield Address(definition.name, class_name, name), Runnable(definition, instance)
 
-    def version(self) -> str:
-        """A hash of the workflows' sources: the same for the same code, however it is formatted.
-
-        In it are each workflow's name and syntax tree (decorators and comments count for nothing,
-        its docstring and the bodies of steps neither) and the minor version of Python, because
-        `asyncio.wait_for` makes a task on 3.11 and none later, which numbers steps differently.
-        """
-        parts = [f"python {sys.version_info.major}.{sys.version_info.minor}"]
-        parts += sorted(f"{d.name} {shape_of(d.function)}" for d in self.workflows.values())
-        return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+    def version(self, app_name: str) -> str:
+        """The version of this code, unless the app is given one: see `_engine/version.py`."""
+        known = self.workflows.values()
+        return version_of(app_name, [(each.name, each.function) for each in known])
 
 
 def columns_of(addresses: Iterable[Address]) -> tuple[list[str], list[str], list[str]]:
@@ -213,18 +203,3 @@ def place_of(function: Callable[..., Any] | None) -> str:
     code = getattr(function, "__code__", None)
     line = f":{code.co_firstlineno}" if code is not None else ""
     return f"{function.__module__}.{function.__qualname__}{line}"
-
-
-def shape_of(function: Callable[..., Any] | None) -> str:
-    """A function's syntax tree as text, without decorators and docstring; its name if hidden."""
-    if function is None:
-        return ""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
-    except (OSError, TypeError, SyntaxError):
-        return place_of(function)
-    if isinstance(tree, ast.AsyncFunctionDef | ast.FunctionDef):
-        tree.decorator_list = []
-        if ast.get_docstring(tree) is not None:
-            tree.body = tree.body[1:]
-    return ast.dump(tree)

@@ -122,7 +122,7 @@ class Steps:
         recorded = execution.history.get(key)
         if recorded is not None:
             return self._replay(execution, branch, step, digest, recorded)
-        execution.live()
+        await execution.live()
         if execution.executor.is_unsure:
             await execution.executor.sure()
         if execution.slot is not None and not step.is_internal:
@@ -351,7 +351,7 @@ def check_same(execution: Execution, recorded: Recorded, name: str, digest: int 
     ):
         return
     what = f"{name!r} is called" if recorded.name != name else f"{name!r} is called with others"
-    raise errors.DivergenceError(
+    raise execution.diverged(
         f"workflow {execution.name!r} ({execution.workflow_id}) diverged at step {recorded.key}: "
         f"{recorded.name!r}{' with its arguments' if recorded.name == name else ''} is recorded, "
         f"now {what}. Either the code changed (patch it back, or let the old version, pinned by "

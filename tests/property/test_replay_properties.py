@@ -3,7 +3,7 @@
 import asyncio
 import random
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -102,7 +102,7 @@ class Life:
 async def test_a_replay_gives_every_step_its_own_result_whatever_order_they_ended_in(
     dbos_database_url: str, tree: Tree, seeds: tuple[int, int], crash_after: int
 ) -> None:
-    run = UUID(int=random.getrandbits(128)).hex
+    run = uuid4().hex
     first = Life(dbos_database_url, seeds[0], crash_after=crash_after)
     async with asyncio.timeout(PATIENCE):
         await first.dbos.launch()
