@@ -15,17 +15,20 @@ Work flows down, news flows up; they meet once, in the app. `DBOS` is the way in
 """
 
 from dbos_async._app import DBOS
-from dbos_async._client import Client, Verbs, WorkflowFilter
+from dbos_async._client import Client, Verbs
 from dbos_async._config import Seconds
 from dbos_async._debouncer import Debouncer
 from dbos_async._engine.functions import Call, Step, StepDecorator, Workflow
 from dbos_async._engine.options import StepOptions, WorkflowOptions
+from dbos_async._engine.rehearsal import ReplayReport
 from dbos_async._engine.retry import Retry
 from dbos_async._handle import StepInfo, WorkflowHandle, WorkflowInput, WorkflowStatus
 from dbos_async._limits import Limiter, RateLimit
+from dbos_async._listing import WorkflowCount, WorkflowFilter
 from dbos_async._queue import Queue
 from dbos_async._router import AsyncpgDatasource, Datasource, Router
 from dbos_async._store.records import Status
+from dbos_async._versions import ApplicationVersion, ExecutorInfo, VersionWork
 from dbos_async.errors import (
     ConfigurationError,
     DatabaseError,
@@ -48,6 +51,7 @@ from dbos_async.errors import (
 
 __all__ = [
     "DBOS",
+    "ApplicationVersion",
     "AsyncpgDatasource",
     "Call",
     "Client",
@@ -60,6 +64,7 @@ __all__ = [
     "Debouncer",
     "DeduplicatedError",
     "DivergenceError",
+    "ExecutorInfo",
     "Limiter",
     "NotLaunchedError",
     "PortableWorkflowError",
@@ -67,6 +72,7 @@ __all__ = [
     "QueueNotFoundError",
     "RateLimit",
     "RecoveryExhaustedError",
+    "ReplayReport",
     "Retry",
     "Router",
     "Seconds",
@@ -78,9 +84,11 @@ __all__ = [
     "StepOptions",
     "StepRetriesExhaustedError",
     "Verbs",
+    "VersionWork",
     "Workflow",
     "WorkflowCancelledError",
     "WorkflowConflictError",
+    "WorkflowCount",
     "WorkflowFilter",
     "WorkflowHandle",
     "WorkflowInput",

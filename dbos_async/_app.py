@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import anyio
 from msgspec import structs
@@ -10,25 +10,33 @@ from msgspec import structs
 from dbos_async import errors
 from dbos_async._client import Client, Verbs
 from dbos_async._config import EMBEDDED_DIRECTORY, Seconds, Settings, seconds_of
-from dbos_async._engine.context import task_tree
+from dbos_async._engine import rehearsal
+from dbos_async._engine.context import current_branch, task_tree
 from dbos_async._engine.dispatcher import Dispatcher
 from dbos_async._engine.executor import Executor
+from dbos_async._engine.leader import Leader
 from dbos_async._engine.limits import Turnstiles
 from dbos_async._engine.pulse import Pulse
 from dbos_async._engine.recovery import Recovery
 from dbos_async._engine.registry import Registry
+from dbos_async._engine.rehearsal import ReplayReport, Stage
 from dbos_async._engine.session import Session
 from dbos_async._engine.steps import Steps
 from dbos_async._engine.watchdog import Watchdog
 from dbos_async._limits import checked_id
+from dbos_async._listing import WorkflowFilter
 from dbos_async._router import Router
 from dbos_async._store import notifier, queues, sql
 from dbos_async._store.embedded import start_embedded
-from dbos_async._store.lease import Lease
+from dbos_async._store.lease import Identity, Lease
+from dbos_async._store.listing import Filter
+from dbos_async._versions import warn_of_stranded
 
 DEVELOPMENT_VERSION = "dev"
 """The version on the default embedded Postgres, so that an edit under --reload strands nothing."""
 EMBEDDED_DATABASE = "dbos"
+CHECK_TIMEOUT = 10.0
+"""Seconds that the replay of one workflow may take, unless told otherwise."""
 DRAIN = 10.0
 """Seconds that a shutdown gives to what works, unless told otherwise."""
 
@@ -52,6 +60,9 @@ class DBOS(Router, Client):
         max_payload_bytes: the largest input or result that is stored.
         max_recovering: how many recovered workflows replay at a time.
         max_threads: how many synchronous steps run at a time.
+        lease: seconds after which a process whose host or network is gone counts as dead; one that
+            is killed is dead at once.
+        stall_limit: seconds that a blocked event loop may stand still before others take over.
     """
 
     def __init__(
@@ -67,6 +78,8 @@ class DBOS(Router, Client):
         max_payload_bytes: int = 64 * 1024 * 1024,
         max_recovering: int = 500,
         max_threads: int = 40,
+        lease: Seconds = 10.0,
+        stall_limit: Seconds = 120.0,
     ) -> None:
         super().__init__()
         self._settings = Settings(
@@ -80,6 +93,8 @@ class DBOS(Router, Client):
             max_payload_bytes=max_payload_bytes,
             max_recovering=max_recovering,
             max_threads=max_threads,
+            lease=seconds_of(lease),
+            stall_limit=seconds_of(stall_limit),
         )
         self._session = None
         self._host = None
@@ -161,6 +176,17 @@ class DBOS(Router, Client):
             await self._close()
             self._is_open = True
 
+    async def deactivate(self) -> None:
+        """Take nothing more off queues and start nothing new, until the next launch.
+
+        What runs goes on, and so does what is recovered; `start_workflow` raises NotLaunchedError.
+        For a process that is to be replaced and still has work.
+
+        Raises:
+            NotLaunchedError: the app is not launched.
+        """
+        self.launched().is_deactivated = True
+
     async def __aenter__(self) -> Self:
         await self.launch()
         return self
@@ -173,6 +199,62 @@ class DBOS(Router, Client):
         """The app's lifespan for FastAPI, Starlette, Litestar, and aiohttp's `cleanup_ctx`."""
         async with self:
             yield
+
+    async def check_replay(
+        self,
+        *,
+        sample: int | None = None,
+        timeout: Seconds = CHECK_TIMEOUT,
+        **filter: Unpack[WorkflowFilter],
+    ) -> list[ReplayReport]:
+        """Replay recorded workflows on this process's code, and tell which no longer go their way.
+
+        Every step is answered from the record: none is executed, and nothing is written. So it is
+        fit for CI, on a copy of the data or with a role that may only SELECT, before a deploy that
+        takes over what the last version began. It works on an app that is not launched, too: then
+        it connects, and takes nothing over. What stands in workflows outside of steps runs.
+
+            for report in await dbos.check_replay(sample=500, status="PENDING"):
+                assert report.is_ok, report
+
+        Args:
+            sample: how many of the newest workflows that fit the filter; 100 unless given, or all
+                those that `workflow_ids` names.
+            timeout: seconds for one of them to come to its end, or to where it goes on.
+            **filter: as in `list_workflows`.
+
+        Raises:
+            WorkflowNotFoundError: one of `workflow_ids` does not exist.
+            ValueError: the sample is below 1, or a filter cannot work.
+            TypeError: there is no such filter.
+            ConfigurationError: a workflow or a step calls it, or there is no database of ours.
+            DatabaseLostError: Postgres cannot be reached.
+        """
+        if current_branch() is not None:
+            raise errors.ConfigurationError(
+                "check_replay replays workflows beside each other, which cannot be done within "
+                "one: call it from a test or a script"
+            )
+        chosen = Filter(**filter)
+        if sample is not None and sample < 1:
+            raise ValueError(f"sample must be at least 1, not {sample}")
+        seconds = seconds_of(timeout)
+        async with self._reading() as session:
+            with task_tree() as tree:
+                stage = Stage(session.settings, self._everything(), tree, timeout=seconds)
+                return await check_replay(session, stage, chosen, sample)
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[Session]:
+        """This app's session, or one for the length of the block."""
+        if self._session is not None:
+            yield self._session
+            return
+        registry = self._everything()
+        settings = await self._settings_at_launch(registry)
+        session = Session(settings, registry.address_of, application=settings.name)
+        async with session.open_to_read():
+            yield session
 
     def launched(self) -> Executor:
         """The executor that this app's workflows run on.
@@ -198,9 +280,22 @@ class DBOS(Router, Client):
         threads = anyio.CapacityLimiter(settings.max_threads)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(session.open(migrate=settings.migrate))
-            lease = Lease(session.database, settings.executor_id or "")
-            await stack.enter_async_context(lease.open())
             pulse = Pulse()
+            stack.enter_context(pulse.open())
+            lease = Lease(
+                session.database,
+                Identity(
+                    settings.executor_id or "",
+                    settings.name,
+                    settings.app_version or "",
+                    session.intake.boot,
+                ),
+                seconds=settings.lease,
+                stall_limit=settings.stall_limit,
+                standstill=lambda: pulse.age,
+            )
+            session.on_drop = lease.drop
+            await stack.enter_async_context(lease.open())
             turnstiles = Turnstiles(
                 session.database, session.clock, session.notifier, settings.executor_id or ""
             )
@@ -220,23 +315,25 @@ class DBOS(Router, Client):
                 addresses,
                 pulse,
             )
-            lease.on_lost = executor.suspect
+            leader = Leader(session, executor, lease)
+            lease.on_lost = leader.unsettled
             recovery = Recovery(settings, session.database, executor, addresses)
             dispatcher = Dispatcher(settings, session, executor, addresses, registry.listened)
             await declare(session, registry)
+            await warn_of_stranded(session)
             session.executor = executor
             session.on_news[notifier.ENDED].append(executor.news)
             session.on_news[notifier.QUEUED].append(dispatcher.news)
             session.on_news[notifier.CONFIGURED].append(dispatcher.configured)
-            session.on_news[notifier.DELAYED].append(dispatcher.delayed)
+            session.on_news[notifier.DELAYED].append(leader.delayed)
+            session.on_news[notifier.DEAD].append(recovery.dead)
             session.on_news[notifier.PERMITS].append(turnstiles.news)
-            session.on_recheck += [executor.recheck, recovery.recheck, dispatcher.recheck]
-            session.on_recheck.append(turnstiles.recheck)
+            session.on_recheck += [executor.recheck, dispatcher.recheck, turnstiles.recheck]
             await stack.enter_async_context(turnstiles.open())
             await stack.enter_async_context(executor.open())
             await stack.enter_async_context(recovery.open())
             await stack.enter_async_context(dispatcher.open())
-            stack.enter_context(pulse.open())
+            await stack.enter_async_context(leader.open())
             stack.enter_context(Watchdog(pulse).open())
             yield session
 
@@ -254,7 +351,8 @@ class DBOS(Router, Client):
             url = await start_embedded(EMBEDDED_DIRECTORY, database=EMBEDDED_DATABASE)
             version = settings.app_version or DEVELOPMENT_VERSION
             return structs.replace(settings, database_url=url, app_version=version)
-        return structs.replace(settings, app_version=settings.app_version or registry.version())
+        version = settings.app_version or registry.version(settings.name)
+        return structs.replace(settings, app_version=version)
 
     def _own_session(self) -> Session:
         if self._session is None:
@@ -268,6 +366,23 @@ class DBOS(Router, Client):
             if definition is not None:
                 return definition.decode
         return Verbs._decoder_of(self, name)
+
+
+async def check_replay(
+    session: Session, stage: Stage, chosen: Filter, sample: int | None
+) -> list[ReplayReport]:
+    """The reports on the chosen workflows. Raises as `DBOS.check_replay` does."""
+    if chosen.workflow_ids is not None and sample is None:
+        ids = list(dict.fromkeys(chosen.workflow_ids))
+        reports = await rehearsal.check(session.database, stage, ids)
+        missing = set(ids) - {report.workflow_id for report in reports}
+        if missing:
+            raise errors.WorkflowNotFoundError(min(missing))
+        return reports
+    ids = await rehearsal.sample_of(
+        session.database, session.settings.name, chosen, sample or rehearsal.SAMPLE
+    )
+    return await rehearsal.check(session.database, stage, ids)
 
 
 async def declare(session: Session, registry: Registry) -> None:

@@ -3,10 +3,9 @@
 import asyncio
 import inspect
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import datetime
-from typing import Any, ClassVar, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
+from typing import Any, ClassVar, ParamSpec, Self, TypeVar, overload
 
 from msgspec import structs
 
@@ -22,31 +21,20 @@ from dbos_async._engine.outcomes import text_of
 from dbos_async._engine.registry import Address, WorkflowDefinition
 from dbos_async._engine.session import Session
 from dbos_async._engine.steps import recorded
-from dbos_async._handle import StepInfo, WorkflowHandle, WorkflowStatus, status_of, step_info_of
+from dbos_async._handle import WorkflowHandle, WorkflowStatus, status_of
 from dbos_async._log import log
-from dbos_async._queue import Queue
+from dbos_async._management import Management
+from dbos_async._queue import Queue, name_of
 from dbos_async._service import Host
-from dbos_async._store import codec, queues, workflows
-from dbos_async._store.clock import milliseconds_of
+from dbos_async._store import codec, listing, queues, workflows
+from dbos_async._store.listing import Filter
 from dbos_async._store.queues import limits_of
-from dbos_async._store.records import ENDED, QueueRow, Recorded, Status, WorkflowRow
-from dbos_async._store.workflows import Filter
+from dbos_async._store.records import QueueRow, WorkflowRow
+from dbos_async._versions import Versioning
 
 A = TypeVar("A")
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class WorkflowFilter(TypedDict, total=False):
-    """Which workflows a listing or a management verb means; all that is given must fit."""
-
-    workflow_ids: Sequence[str]
-    status: Status | Sequence[Status]
-    name: str
-    queue_name: str
-    workflow_id_prefix: str
-    created_after: datetime
-    created_before: datetime
 
 
 class Inquirer:
@@ -72,9 +60,7 @@ class Inquirer:
         chosen = Filter(workflow_ids=[workflow_id])
         rows = await recorded(
             "DBOS.getStatus",
-            lambda: workflows.fetch_workflows(
-                session.database, chosen, limit=1, offset=0, newest_first=True
-            ),
+            lambda: listing.fetch_workflows(session.database, chosen, limit=1),
             list[WorkflowRow],
         )
         if not rows:
@@ -95,7 +81,7 @@ class Inquirer:
         return decode(text_of(outcome, allow_pickle=session.settings.allow_pickle))
 
 
-class Verbs:
+class Verbs(Management, Versioning):
     """What can be done with workflows from anywhere."""
 
     def __init__(self) -> None:
@@ -180,110 +166,6 @@ class Verbs:
         if name is None:
             raise errors.WorkflowNotFoundError(workflow_id)
         return WorkflowHandle(self._inquirer, Started(workflow_id), self._decoder_of(name))
-
-    async def list_workflows(
-        self,
-        *,
-        limit: int = 100,
-        offset: int = 0,
-        newest_first: bool = True,
-        **filter: Unpack[WorkflowFilter],
-    ) -> list[WorkflowStatus]:
-        """The workflows that fit the filter, by time of creation. Within a workflow, recorded.
-
-        Raises:
-            TypeError: there is no such filter.
-            ValueError: a number is negative, or a time is naive.
-            DatabaseLostError: Postgres cannot be reached; ask again.
-        """
-        if limit < 0 or offset < 0:
-            raise ValueError("limit and offset must not be negative")
-        session = self._acting()
-        chosen = Filter(**filter)
-        chosen.values()
-        rows = await recorded(
-            "DBOS.listWorkflows",
-            lambda: workflows.fetch_workflows(
-                session.database, chosen, limit=limit, offset=offset, newest_first=newest_first
-            ),
-            list[WorkflowRow],
-        )
-        return [status_of(row, allow_pickle=session.settings.allow_pickle) for row in rows]
-
-    async def list_steps(self, workflow_id: str) -> list[StepInfo]:
-        """A workflow's recorded steps, in the order of their start. Within a workflow, recorded.
-
-        Raises:
-            WorkflowNotFoundError: there is no such workflow.
-            DatabaseLostError: Postgres cannot be reached; ask again.
-        """
-        session = self._acting()
-        steps = await recorded(
-            "DBOS.listWorkflowSteps",
-            lambda: workflows.fetch_steps(session.database, workflow_id),
-            list[Recorded],
-        )
-        return [step_info_of(step, allow_pickle=session.settings.allow_pickle) for step in steps]
-
-    async def cancel_workflow(self, workflow_id: str, *, cancel_children: bool = False) -> None:
-        """Cancel a workflow, wherever it is; one that has ended is left as it is.
-
-        Raises:
-            WorkflowNotFoundError: there is no such workflow.
-        """
-        await self.retrieve_workflow(workflow_id)
-        session = self._acting()
-        await recorded(
-            "DBOS.cancelWorkflow",
-            lambda: session.cancel([workflow_id], children=cancel_children),
-            list[str],
-        )
-
-    async def cancel_workflows(
-        self, *, dry_run: bool = False, **filter: Unpack[WorkflowFilter]
-    ) -> list[str]:
-        """Cancel all workflows that fit the filter; their ids. `dry_run` only tells them.
-
-        Raises:
-            ValueError: the filter is empty, and so would mean everything.
-        """
-        chosen = Filter(**filter)
-        if chosen.is_empty:
-            raise ValueError("give a filter: an empty one would cancel every workflow there is")
-        session = self._acting()
-
-        async def cancel() -> list[str]:
-            rows = await workflows.fetch_workflows(
-                session.database, chosen, limit=2**31, offset=0, newest_first=False
-            )
-            alive = [row.workflow_id for row in rows if row.status not in ENDED]
-            return alive if dry_run else await session.cancel(alive, children=False)
-
-        return await recorded("DBOS.cancelWorkflow", cancel, list[str])
-
-    async def set_workflow_delay(self, workflow_id: str, delay: Seconds | datetime) -> None:
-        """Let a delayed workflow come due at another time, sooner or later.
-
-        Args:
-            workflow_id: which one.
-            delay: seconds from now, or an aware datetime; one that has passed is due at once.
-
-        Raises:
-            WorkflowNotFoundError: there is no such workflow.
-            ValueError: it is not DELAYED any more, or the delay is negative or has no time zone.
-        """
-        session = self._acting()
-        when = delay if isinstance(delay, datetime) else seconds_of(delay)
-        if isinstance(when, datetime):
-            milliseconds_of(when)  # a naive one is refused without asking
-
-        async def change() -> None:
-            due = await session.database.patiently(
-                lambda: queues.set_delay(session.database, workflow_id, when, session.clock.skew_ms)
-            )
-            session.tell_due(due.queue_name or "", due.delay_until_ms)
-
-        await recorded("DBOS.setWorkflowDelay", change, None)
 
     def debouncer(
         self,
@@ -471,19 +353,6 @@ class Client(Verbs):
 def function_address(definition: WorkflowDefinition, instance: object | None) -> Address:
     """How rows name a workflow that this process does not define."""
     return Address(definition.name, "", "")
-
-
-def name_of(queue: object) -> str:
-    """A queue's name.
-
-    Raises:
-        TypeError: it is neither a queue nor a name.
-    """
-    if isinstance(queue, Queue):
-        return queue.name
-    if not isinstance(queue, str):
-        raise TypeError(f"a queue is a Queue or its name, not {queue!r}")
-    return queue
 
 
 def refuse_connection(connections: Iterable[object]) -> None:

@@ -57,7 +57,12 @@ class WorkflowStatus(Struct, frozen=True, kw_only=True):
     """The name of the instance whose method it is."""
     parent_workflow_id: str | None
     forked_from: str | None
+    was_forked_from: bool
+    """Whether forks were made of it."""
     attributes: dict[str, Any] | None
+    user: str | None
+    """Who was authenticated when it was started, where its starter says so."""
+    schedule_name: str | None
 
 
 class StepInfo(Struct, frozen=True, kw_only=True):
@@ -154,7 +159,10 @@ def status_of(row: WorkflowRow, *, allow_pickle: bool = False) -> WorkflowStatus
         config_name=row.config_name,
         parent_workflow_id=row.parent_workflow_id,
         forked_from=row.forked_from,
+        was_forked_from=row.was_forked_from,
         attributes=None if row.attributes is None else codec.decode(row.attributes),
+        user=row.user,
+        schedule_name=row.schedule_name,
     )
 
 

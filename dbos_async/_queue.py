@@ -215,3 +215,16 @@ class Queue:
 
         await recorded("DBOS.pauseQueue" if is_paused else "DBOS.resumeQueue", change, None)
         self.is_paused = is_paused
+
+
+def name_of(queue: object) -> str:
+    """A queue's name.
+
+    Raises:
+        TypeError: it is neither a queue nor a name.
+    """
+    if isinstance(queue, Queue):
+        return queue.name
+    if not isinstance(queue, str):
+        raise TypeError(f"a queue is a Queue or its name, not {queue!r}")
+    return queue

@@ -20,8 +20,9 @@ from typing import (
 import structlog
 
 from dbos_async import errors
-from dbos_async._client import Verbs, call_of, check_workflow, name_of
+from dbos_async._client import Verbs, call_of, check_workflow
 from dbos_async._config import Seconds, seconds_of
+from dbos_async._engine import patches
 from dbos_async._engine.context import calling_branch, current_branch
 from dbos_async._engine.executor import Executor
 from dbos_async._engine.functions import Step, StepDecorator, Workflow, in_step, workflow_of
@@ -31,7 +32,7 @@ from dbos_async._engine.steps import recorded
 from dbos_async._handle import WorkflowHandle
 from dbos_async._limits import Limiter, Limits, RateLimit, checked_id
 from dbos_async._log import log
-from dbos_async._queue import Queue
+from dbos_async._queue import Queue, name_of
 
 P = ParamSpec("P")
 S = TypeVar("S")
@@ -266,6 +267,32 @@ class Router(Verbs):
         if branch is None or branch.step is not None:
             return random.Random()  # noqa: S311  # not for secrets
         return random.Random(branch.draw())  # noqa: S311  # not for secrets
+
+    def patch(self, name: str) -> Coroutine[Any, Any, bool]:
+        """Whether a workflow takes the new path here: True unless it has passed the place already.
+
+            if await dbos.patch("check the address first"):
+                await check_address(order)
+
+        Runs that began on the old code, and had come further than this, go on as they did; all
+        others take the new path, and record that they did. Once none of the former is left, call
+        `deprecate_patch` in its place, and once none is left that has a marker, nothing. Let the
+        versions share their work by `app_version=`.
+
+        Raises:
+            ConfigurationError: it is called outside of workflows, or in a step.
+            ValueError: the name cannot be stored.
+        """
+        return patches.patch(checked_id(name, "the patch's name"))
+
+    def deprecate_patch(self, name: str) -> Coroutine[Any, Any, bool]:
+        """True, for all runs: those that have the patch's marker, and those that began after it.
+
+        Raises:
+            ConfigurationError: it is called outside of workflows, or in a step.
+            ValueError: the name cannot be stored.
+        """
+        return patches.deprecate_patch(checked_id(name, "the patch's name"))
 
     @overload
     async def recv(

@@ -14,16 +14,17 @@ from dbos_async._engine.executor import Executor
 from dbos_async._engine.intake import Call, Intake
 from dbos_async._engine.outcomes import Outcomes
 from dbos_async._engine.registry import Address, WorkflowDefinition
-from dbos_async._store import enqueues, notifier, queues, schema, workflows
+from dbos_async._store import enqueues, management, notifier, queues, schema, workflows
 from dbos_async._store.borrowed import check_kind
 from dbos_async._store.checkpointer import Checkpointer
 from dbos_async._store.clock import Clock
 from dbos_async._store.database import Database, explained, translated
 from dbos_async._store.notifier import Notifier
-from dbos_async._store.records import Outcome, QueueRow
+from dbos_async._store.records import ALIVE, Outcome, QueueRow, Standing, Status
 
-DELAY_POLL: Final = 1.0
-"""Seconds between looks for delayed workflows that have come due, unless one is due sooner."""
+LOOK_INTERVAL: Final = 1.0
+"""Seconds between the leader's looks at what is due and who is dead, unless it hears of something
+that is due sooner."""
 
 
 class Session:
@@ -53,12 +54,15 @@ class Session:
         self.catalog = Catalog(self._every_queue, accepts_any=application is None)
         self.executor: Executor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.on_drop: Callable[[], None] = lambda: None
+        """Called when everything is dropped. For tests."""
         self.on_news: dict[str, list[Callable[[list[str]], None]]] = {
             notifier.ENDED: [self.outcomes.news],
             notifier.QUEUED: [],
             notifier.CONFIGURED: [lambda _: self.catalog.forget()],
             notifier.DELAYED: [],
             notifier.PERMITS: [],
+            notifier.DEAD: [],
         }
         self.on_recheck: list[Callable[[], None]] = [self.outcomes.recheck, self.catalog.forget]
 
@@ -97,6 +101,13 @@ class Session:
                 "this app or client was opened on another event loop: await it there, as with "
                 "asyncio.run_coroutine_threadsafe(…, loop), or open one for each loop"
             )
+
+    @asynccontextmanager
+    async def open_to_read(self) -> AsyncIterator["Session"]:
+        """Only lend connections for the length of the block. Raises as `open` does."""
+        await self._prepare_schema(migrate=None)
+        async with self.database.open():
+            yield self
 
     async def enqueue(self, call: Call, queue_name: str) -> Started:
         """Put a workflow on a queue.
@@ -171,7 +182,7 @@ class Session:
 
     def tell_due(self, queue_name: str, due_ms: int | None) -> None:
         """A workflow of this queue comes due at this moment; the next look for such may be late."""
-        if due_ms is not None and due_ms < self.clock.now_ms() + DELAY_POLL * 1000:
+        if due_ms is not None and due_ms < self.clock.now_ms() + LOOK_INTERVAL * 1000:
             self.tell(notifier.DELAYED, queue_name)
 
     async def outcome_of(self, started: Started) -> Outcome:
@@ -190,6 +201,68 @@ class Session:
         self.outcomes.news(cancelled)
         return cancelled
 
+    async def standing_of(self, workflow_id: str) -> tuple[str, Status]:
+        """A workflow's registered name, and the state that it is in.
+
+        Raises:
+            WorkflowNotFoundError: there is none.
+        """
+        found = await self.database.patiently(
+            lambda: workflows.fetch_outcomes(self.database, [workflow_id])
+        )
+        if not found:
+            raise errors.WorkflowNotFoundError(workflow_id)
+        return found[0].name, found[0].status
+
+    async def resume(
+        self,
+        workflow_ids: Sequence[str],
+        statuses: Sequence[Status],
+        queue_name: str,
+        app_version: str | None,
+    ) -> list[str]:
+        """Enqueue workflows again that are in one of these states; the ids of those that were.
+
+        Raises:
+            QueueNotFoundError: there is no such queue.
+        """
+        await self.check_queue(queue_name)
+        resumed = await management.resume(
+            self.database, workflow_ids, statuses, queue_name=queue_name, app_version=app_version
+        )
+        self._tell_taken(resumed)
+        if resumed:
+            self.tell_queued(queue_name)
+        return [workflow.workflow_id for workflow in resumed]
+
+    async def delete(
+        self, workflow_ids: Sequence[str], statuses: Sequence[str] | None, *, children: bool
+    ) -> list[str]:
+        """Delete workflows that are in one of these states; the ids of all that were deleted."""
+        deleted = await management.delete(self.database, workflow_ids, statuses, children=children)
+        self._tell_taken(deleted)
+        return [workflow.workflow_id for workflow in deleted]
+
+    async def check_queue(self, queue_name: str) -> None:
+        """Refuse a queue that does not exist.
+
+        Raises:
+            QueueNotFoundError: it is such a one.
+        """
+        flaw = await self.catalog.flaw_in(queue_name, [])
+        if flaw is not None:
+            raise flaw
+
+    def tell_queued(self, queue_name: str) -> None:
+        """This queue has something to claim."""
+        self.tell(notifier.QUEUED, queue_name)
+
+    def _tell_taken(self, changed: Sequence[Standing]) -> None:
+        """Stop what ran until it was changed, here and elsewhere; who awaits it looks again."""
+        for workflow in changed:
+            if workflow.status in ALIVE:
+                self.tell(notifier.ENDED, workflow.workflow_id)
+
     def drop(self, why: BaseException) -> None:
         """Record nothing more from now on, and tell whoever waits. For tests."""
         if self.executor is not None:
@@ -197,6 +270,7 @@ class Session:
         self.checkpointer.drop(why)
         self.outcomes.drop(why)
         self.database.drop()
+        self.on_drop()
 
     async def _prepare_schema(self, *, migrate: bool | None) -> None:
         with explained(self.database.url):

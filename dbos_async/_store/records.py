@@ -1,7 +1,8 @@
 """Rows in, writes out: msgspec structs whose fields stand in column order."""
 
+from datetime import datetime
 from enum import Enum
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from msgspec import Struct
 
@@ -16,7 +17,12 @@ Status = Literal[
 ]
 """The documented states of a workflow; the last four are ends."""
 
+STATUSES: Final = dict.fromkeys(get_args(Status)).keys()
 ENDED: Final = frozenset({"SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"})
+ALIVE: Final[tuple[Status, ...]] = ("ENQUEUED", "DELAYED", "PENDING")
+STOPPED: Final[tuple[Status, ...]] = ("CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+"""The ends that a resume undoes."""
+RESUMABLE: Final[tuple[Status, ...]] = (*ALIVE, *STOPPED)
 
 
 class StepWrite(Struct, gc=False):
@@ -162,6 +168,22 @@ class Claimed(Struct, frozen=True, gc=False):
         return self.priority, self.created_at_ms, self.place
 
 
+class Replayable(Struct, frozen=True):
+    """A workflow as a check of its replay reads it."""
+
+    workflow_id: str
+    status: Status
+    name: str
+    class_name: str | None
+    config_name: str | None
+    inputs: str | None
+    output: str | None
+    error: str | None
+    serialization: str | None
+    deadline_ms: int | None
+    root_id: str
+
+
 class Use(Struct, frozen=True):
     """How much of the shared limits of a queue is in use."""
 
@@ -213,6 +235,45 @@ class WorkflowRow(Struct, frozen=True):
     parent_workflow_id: str | None
     forked_from: str | None
     attributes: str | None
+    user: str | None = None
+    schedule_name: str | None = None
+    was_forked_from: bool = False
+
+
+class CountRow(Struct, frozen=True):
+    """How many workflows there are of a kind; what they were not grouped by is None."""
+
+    count: int
+    status: Status | None
+    name: str | None
+    queue_name: str | None
+    app_version: str | None
+    executor_id: str | None
+    application_name: str | None
+    bucket_ms: int | None
+
+
+class Standing(Struct, frozen=True):
+    """A workflow and the state that it is in, or was in before it was changed."""
+
+    workflow_id: str
+    status: Status
+
+
+class Landmark(Struct, frozen=True):
+    """A recorded step without what it came to."""
+
+    position: int
+    name: str
+    has_failed: bool
+    is_child: bool
+
+
+class ForkRow(Struct, frozen=True):
+    """Which function a workflow is of, and what it was forked from."""
+
+    name: str
+    forked_from: str | None
 
 
 class QueueRow(Struct, frozen=True):
@@ -233,11 +294,38 @@ class QueueRow(Struct, frozen=True):
     application_name: str | None
 
 
-class DeadExecutor(Struct, frozen=True):
-    """An executor with unfinished work whose lock nobody holds."""
+class Look(Struct, frozen=True):
+    """What a leader has to see to."""
+
+    dead: list[str]
+    """Executors that are dead and have PENDING work."""
+    server_uptime: float  # seconds
+    due_ms: int | None
+    """Until the next delayed workflow is due."""
+    has_late: bool
+    """Whether a deadline has passed that nobody kept."""
+
+
+class LeftBy(Struct, frozen=True):
+    """What an executor has PENDING."""
 
     executor_id: str
-    server_uptime: float  # seconds
+    is_alive: bool
+    workflow_ids: list[str]
+
+
+class ExecutorRow(Struct, frozen=True):
+    """A process that runs workflows, or did."""
+
+    executor_id: str
+    application: str
+    app_version: str
+    hostname: str
+    process_id: int
+    started_at: datetime
+    last_seen_at: datetime
+    is_alive: bool
+    workflows: int
 
 
 class WorkflowCount(Struct, frozen=True):

@@ -23,11 +23,12 @@ class Shop:
         *,
         name: str = "shop",
         step_names: tuple[str, str] = ("double", "wait_for_gate"),
+        recheck_interval: float = 0.2,
         **settings: Any,
     ) -> None:
         self.calls: list[str] = []
         self.dbos = dbos = DBOS(name, url, app_version="1", **settings)
-        dbos.configure(recheck_interval=0.2)
+        dbos.configure(recheck_interval=recheck_interval)
         self.mail = dbos.queue("mail")
 
         @dbos.step(name=step_names[0])

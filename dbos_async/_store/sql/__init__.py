@@ -6,6 +6,10 @@ translation is here. Lock order: workflow_status before operation_outputs before
 
 from dbos_async._store.sql.debounces import *
 from dbos_async._store.sql.enqueues import *
+from dbos_async._store.sql.executors import *
 from dbos_async._store.sql.limiters import *
+from dbos_async._store.sql.listing import *
+from dbos_async._store.sql.management import *
 from dbos_async._store.sql.queues import *
+from dbos_async._store.sql.versions import *
 from dbos_async._store.sql.workflows import *

@@ -42,12 +42,8 @@ _COPIED_STEP: Final = """
         limit 1) copied on true
 """
 
-# A claimed workflow `w`. The long one is the workflow at the root of a line of forks.
-_CLAIMED_COLUMNS: Final = """
-       w.workflow_uuid, w.status, w.name, w.class_name, w.config_name,
-       coalesce((select i.inputs from dbos.workflow_input i
-                  where i.workflow_uuid = w.workflow_uuid), w.inputs),
-       w.serialization, w.queue_name, w.recovery_attempts, w.workflow_deadline_epoch_ms,
+# The workflow at the root of the line of forks that `w` ends.
+_ROOT: Final = """
        case when w.root_workflow_id is not null then w.root_workflow_id
             when w.forked_from is null then w.workflow_uuid
             else (with recursive line(workflow_uuid, distance) as (
@@ -58,7 +54,16 @@ _CLAIMED_COLUMNS: Final = """
                           on f.workflow_uuid = l.workflow_uuid
                        where coalesce(f.root_workflow_id, f.forked_from) is not null
                          and l.distance < 1000)
-                  select l.workflow_uuid from line l order by l.distance desc limit 1) end,
+                  select l.workflow_uuid from line l order by l.distance desc limit 1) end
+"""
+
+# A claimed workflow `w`.
+_CLAIMED_COLUMNS: Final = """
+       w.workflow_uuid, w.status, w.name, w.class_name, w.config_name,
+       coalesce((select i.inputs from dbos.workflow_input i
+                  where i.workflow_uuid = w.workflow_uuid), w.inputs),
+       w.serialization, w.queue_name, w.recovery_attempts, w.workflow_deadline_epoch_ms,
+""" + _ROOT + """,
        w.owner_xid, w.queue_partition_key, w.priority, w.created_at,
        coalesce(w.enqueue_order, 9223372036854775807), false as is_fresh
 """
@@ -272,40 +277,17 @@ select w.workflow_uuid, w.status, w.name, coalesce(o.output, w.output), coalesce
  where w.workflow_uuid = any($1::text[])
 """
 
-# The newest, the oldest, or certain ones: three statements, so that each finds its rows by an
-# index, whoever else's arguments it was planned for.
-_LISTING: Final = """
+# Workflows as a check of their replay wants them.
+FETCH_FOR_REPLAY: Final = """
 select w.workflow_uuid, w.status, w.name, w.class_name, w.config_name,
        coalesce(i.inputs, w.inputs), coalesce(o.output, w.output), coalesce(o.error, w.error),
-       w.serialization, w.executor_id, w.application_version, w.application_name, w.queue_name,
-       w.created_at, w.updated_at, w.started_at_epoch_ms, w.completed_at,
-       w.workflow_timeout_ms, w.workflow_deadline_epoch_ms, w.delay_until_epoch_ms,
-       w.deduplication_id, w.priority, w.queue_partition_key, w.recovery_attempts,
-       w.parent_workflow_id, w.forked_from, w.attributes::text
+       w.serialization, w.workflow_deadline_epoch_ms,
+""" + _ROOT + """
   from dbos.workflow_status w
   left join dbos.workflow_input i on i.workflow_uuid = w.workflow_uuid
   left join dbos.workflow_output o on o.workflow_uuid = w.workflow_uuid
- where ($1::text[] is null or w.status = any($1))
-   and ($2::text is null or w.name = $2)
-   and ($3::text is null or w.queue_name = $3)
-   and ($4::text is null or starts_with(w.workflow_uuid, $4))
-   and ($5::bigint is null or w.created_at >= $5)
-   and ($6::bigint is null or w.created_at < $6)
+ where w.workflow_uuid = any($1::text[])
 """
-LIST_NEWEST: Final = _LISTING + """
- order by w.created_at desc, w.workflow_uuid desc
- limit $7 offset $8
-"""
-LIST_OLDEST: Final = _LISTING + """
- order by w.created_at, w.workflow_uuid
- limit $7 offset $8
-"""  # fmt: skip
-LIST_THESE: Final = _LISTING + """
-   and w.workflow_uuid = any($9::text[])
- order by case when $10::bool then -w.created_at else w.created_at + 0 end,
-          case when $10 then w.workflow_uuid end desc, w.workflow_uuid
- limit $7 offset $8
-"""  # fmt: skip
 
 # One row of nulls if the workflow has no steps; no row if there is no workflow.
 LIST_STEPS: Final = _LINEAGE + """
@@ -322,47 +304,15 @@ CLOCK: Final = "select (extract(epoch from clock_timestamp()) * 1000)::float8"
 
 # --- ownership and recovery ---------------------------------------------------------------------
 
-# One advisory lock an executor, held by a session of its own as long as the process lives.
-HOLD_EXECUTOR: Final = """
-select pg_try_advisory_lock(hashtextextended('dbos_async executor ' || $1, 0))
-"""
-
-# Executors with PENDING work of this application whose lock nobody holds. A loose index scan: one
-# look-up an executor, however many workflows each has.
-DEAD_EXECUTORS: Final = """
-with recursive executors(executor_id) as (
-    (select w.executor_id from dbos.workflow_status w
-      where w.status = 'PENDING' and w.executor_id is not null
-      order by w.executor_id limit 1)
-    union all
-    select (select w.executor_id from dbos.workflow_status w
-             where w.status = 'PENDING' and w.executor_id > e.executor_id
-             order by w.executor_id limit 1)
-      from executors e
-     where e.executor_id is not null
-), keys as (
-    select e.executor_id, hashtextextended('dbos_async executor ' || e.executor_id, 0) as key
-      from executors e
-     where e.executor_id is not null
-)
-select k.executor_id,
-       extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float8
-  from keys k
- where not exists (select from pg_locks l
-                    where l.locktype = 'advisory' and l.granted and l.objsubid = 1
-                      and l.database = (select d.oid from pg_database d
-                                         where d.datname = current_database())
-                      and l.classid::bigint = (k.key >> 32) & 4294967295
-                      and l.objid::bigint = k.key & 4294967295)
-"""
-
-# Take some of a dead executor's workflows over, oldest first. The transaction holds the executor's
-# lock meanwhile, so that it cannot come back in the middle. Attempts count crashes in a row that
-# got no new step recorded. Workflows of a queue go back to it: its limits are its own business.
+# Take some of an executor's workflows over, oldest first: all if it is dead, those that it handed
+# back (they have no token) if it is not. Any number of processes do so at the same time. Attempts
+# count crashes in a row that got no new step recorded. Workflows of a queue go back to it: its
+# limits are its own business.
 TAKE_OVER: Final = """
 with free as materialized (
     select $1::text = $2::text
-           or pg_try_advisory_xact_lock(hashtextextended('dbos_async executor ' || $1, 0)) as yes
+           or not exists (select from dbos.dbos_async_alive a
+                           where a.key = hashtextextended('dbos_async executor ' || $1, 0)) as yes
 ), chosen as materialized (
     select w.workflow_uuid
       from dbos.workflow_status w
@@ -371,7 +321,7 @@ with free as materialized (
        and (w.name, coalesce(w.class_name, ''), coalesce(w.config_name, ''))
            in (select * from unnest($6::text[], $7::text[], $8::text[]))
        and not starts_with(coalesce(w.owner_xid, ''), $9)
-       and (select yes from free)
+       and ((select yes from free) or w.owner_xid is null)
      order by w.created_at + 0
      limit $10
        for update skip locked
@@ -430,11 +380,12 @@ update dbos.workflow_status w
 """
 
 # What a shutdown leaves: the next run is no crash's recovery, so that is taken off in advance.
-# What came off a queue goes back to it at once, also what was claimed and never begun.
+# What came off a queue goes back to it at once, also what was claimed and never begun; the rest
+# is nobody's, for whoever is told.
 HAND_BACK: Final = """
 update dbos.workflow_status w
    set status = case when w.queue_name is null then 'PENDING' else 'ENQUEUED' end,
-       owner_xid = case when w.queue_name is null then w.owner_xid end,
+       owner_xid = null,
        started_at_epoch_ms = case when w.queue_name is null then w.started_at_epoch_ms end,
        recovery_attempts = greatest(0, coalesce(w.recovery_attempts, 0) - 1),
        waiting_for = null,
@@ -476,16 +427,6 @@ update dbos.workflow_status w
   from locked l
  where w.workflow_uuid = l.workflow_uuid
 returning w.workflow_uuid
-"""
-
-# --- versions -----------------------------------------------------------------------------------
-
-REGISTER_VERSION: Final = """
-insert into dbos.application_versions (version_id, version_name, application_name)
-select gen_random_uuid()::text, $1::text, $2::text
- where not exists (select from dbos.application_versions v
-                    where v.version_name = $1 and v.application_name is not distinct from $2)
-on conflict do nothing
 """
 
 NOTIFY: Final = "select pg_notify($1, payload) from unnest($2::text[]) as payload"
