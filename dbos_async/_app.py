@@ -179,13 +179,16 @@ class DBOS(Router, Client):
     async def deactivate(self) -> None:
         """Take nothing more off queues and start nothing new, until the next launch.
 
-        What runs goes on, and so does what is recovered; `start_workflow` raises NotLaunchedError.
-        For a process that is to be replaced and still has work.
+        Once this returns, nothing more is taken. What runs goes on, and so does what is recovered;
+        `start_workflow` raises NotLaunchedError. For a process that is to be replaced and still has
+        work.
 
         Raises:
             NotLaunchedError: the app is not launched.
         """
-        self.launched().is_deactivated = True
+        executor = self.launched()
+        executor.is_deactivated = True
+        await executor.claims.back()
 
     async def __aenter__(self) -> Self:
         await self.launch()

@@ -9,6 +9,7 @@ process dies between claim and run, the rows are PENDING under its executor id, 
 them.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -46,6 +47,7 @@ class Claims:
         self._addresses = addresses
         self.on_adopted: Callable[[Execution, Claimed], None] = lambda _execution, _claimed: None
         """Called before a claimed workflow runs."""
+        self._travelling: set[asyncio.Future[None]] = set()
         self._doubt_until_ms = 0
         self._looked_at_ms = 0
         self._seen: set[tuple[str, str | None]] = set()  # ids and tokens that did not run last time
@@ -64,13 +66,23 @@ class Claims:
             DatabaseLostError: whether anything was claimed is unknown; what was, is run soon.
         """
         owner = self._executor.intake.next_owner()
+        travelling: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._travelling.add(travelling)
         try:
             claimed = await statement(owner)
         except errors.DatabaseLostError:
             self.doubt()
             raise
+        finally:
+            self._travelling.discard(travelling)
+            travelling.set_result(None)
         mine = [workflow for workflow in claimed if workflow.status == "PENDING"]
         return claimed, await self._adopt_all(mine)
+
+    async def back(self) -> None:
+        """Return once the claims that travel now have come back."""
+        if self._travelling:
+            await asyncio.wait(self._travelling)
 
     async def again(self) -> None:
         """Run what is ours and does not run, if it was so at the last look too."""
