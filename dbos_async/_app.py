@@ -320,6 +320,7 @@ class DBOS(Router, Client):
             )
             leader = Leader(session, executor, lease)
             lease.on_lost = leader.unsettled
+            lease.on_usurped = executor.usurped
             recovery = Recovery(settings, session.database, executor, addresses)
             dispatcher = Dispatcher(settings, session, executor, addresses, registry.listened)
             await declare(session, registry)

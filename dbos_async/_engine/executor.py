@@ -477,6 +477,11 @@ class Executor:
         except TimeoutError:
             log.warning("shutdown leaves workflows PENDING", workflows=len(self.running))
 
+    def usurped(self) -> None:
+        """Another process has this executor's id and what it ran: start nothing more."""
+        self.is_draining = True
+        self.suspect()
+
     def drop(self, why: BaseException) -> None:
         """Abandon everything at once, also what is being settled; awaiters get `why`. For tests."""
         self.is_draining = True

@@ -33,7 +33,6 @@ from dbos_async._store import claiming, notifier, sql
 from dbos_async._store.claiming import START, Claim, Taken
 from dbos_async._store.database import Database
 from dbos_async._store.notifier import Notifier
-from dbos_async._store.queues import INTERNAL_QUEUE
 from dbos_async._store.records import Claimed, Outcome, Unclaimable
 
 MAX_CLAIM: Final = 500
@@ -171,7 +170,7 @@ class Line:
 
     def _room(self) -> int:
         """How many may start here now."""
-        if self.is_paused or (self._executor.is_deactivated and self.name != INTERNAL_QUEUE):
+        if self.is_paused or self._executor.is_deactivated:
             return 0
         limits = self.limits
         slots = (limits.worker_concurrency or UNLIMITED_SLOTS) - len(self._held)

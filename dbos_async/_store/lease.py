@@ -17,6 +17,9 @@ No clocks are compared, and no rows are written.
 Behind a pooler that gives every transaction another session, locks say nothing. Then the row in
 `dbos_async_executors` is the lease, renewed by each beat on the database's clock; there is no
 leader, and everybody does its duties, which are idempotent.
+
+A process that was given up while it stood still may wake and find that another has its id. It could
+only hide behind that one's lock, so it starts nothing more, and says so.
 """
 
 import asyncio
@@ -70,6 +73,8 @@ class Lease:
     ) -> None:
         self.on_lost: Callable[[], None] = lambda: None
         """Called in the app's loop when the session is gone: others may have taken over."""
+        self.on_usurped: Callable[[], None] = lambda: None
+        """Called in the app's loop when another process has taken the executor's id."""
         self.on_leading: Callable[[], None] = lambda: None
         """Called in the app's loop when `leads` has changed."""
         self.leads = False
@@ -188,10 +193,25 @@ class Lease:
         if self._by_row or not self._is_held:
             was_held = self._is_held
             if not await self._hold():
+                await self._see_who_has_it()
                 if was_held:
                     self._lose()
                 return
         await self._try_to_lead()
+
+    async def _see_who_has_it(self) -> None:
+        """Stop for good if it is another process: a session of ours that was lost lets go soon."""
+        me = self._identity
+        usurper = await self._ask(sql.FETCH_USURPER, me.executor_id, me.boot)
+        if usurper is not None:
+            log.critical(
+                "another process has taken this executor's id: this one starts nothing more. "
+                "Restart it, and unset DBOS__VMID or executor_id=",
+                executor_id=me.executor_id,
+                process=usurper,
+            )
+            self._tell(self.on_usurped)
+            self._is_stopping = True
 
     async def _connect(self) -> None:
         self._connection = connection = await self._database.connect("executor lock")

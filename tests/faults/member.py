@@ -77,7 +77,8 @@ async def main(url: str, ledger: str, *settings: str) -> None:
     """Run what stdin says, a line each: NAME ID [ARGUMENT]."""
     values = dict(setting.split("=") for setting in settings)
     version = values.pop("version", "1")
-    member = Member(url, ledger, version=version, **{key: float(values[key]) for key in values})
+    typed = {key: text if key == "executor_id" else float(text) for key, text in values.items()}
+    member = Member(url, ledger, version=version, **typed)
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, over.set)
@@ -97,12 +98,18 @@ async def main(url: str, ledger: str, *settings: str) -> None:
             group.create_task(run(*line.decode().split()))
         over.set()
 
+    async def watch() -> None:
+        while not member.dbos.launched().is_draining:
+            await asyncio.sleep(0.02)
+        say("usurped")
+
     await member.dbos.launch()
     say("ready", member.dbos.executor_id)
     async with asyncio.TaskGroup() as group:
-        obeying = group.create_task(obey())
+        serving = [group.create_task(obey()), group.create_task(watch())]
         await over.wait()
-        obeying.cancel()
+        for task in serving:
+            task.cancel()
         await member.dbos.shutdown(timeout=0.1)
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()

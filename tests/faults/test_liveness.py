@@ -266,6 +266,23 @@ async def test_ten_thousand_that_are_left_are_spread_over_those_who_live(
             assert min(owners.values()) > 500
 
 
+async def test_a_process_whose_id_another_has_taken_starts_nothing_more(
+    dbos_database_url: str, ledger: Path, database: Any
+) -> None:
+    async with other(dbos_database_url, ledger, lease=1, executor_id="one") as zombie:
+        await zombie.start("job", "before")
+        await zombie.says("result")
+        zombie.send(signal.SIGSTOP)
+        async with other(dbos_database_url, ledger, lease=1, executor_id="one") as heir:
+            zombie.send(signal.SIGCONT)
+            async with asyncio.timeout(PATIENCE):
+                await zombie.says("usurped")
+                async with Client(dbos_database_url) as client:
+                    jobs = [client.stub("job").bind() for _ in range(30)]
+                    for handle in await client.enqueue_many("jobs", jobs):
+                        assert await handle.get_result() == [heir.pid] * 3
+
+
 async def test_executors_that_are_unknown_or_alive_are_not_recovered(
     dbos_database_url: str, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

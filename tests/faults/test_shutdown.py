@@ -180,6 +180,7 @@ async def test_a_deactivated_process_finishes_and_recovers_and_takes_nothing_new
         with pytest.raises(NotLaunchedError, match="deactivated"):
             await here.dbos.start_workflow(here.checkout.with_options(workflow_id="new"))
         queued = await queue.enqueue(here.checkout.with_options(workflow_id="queued"))
+        fork = await here.dbos.fork_workflow("w", new_workflow_id="fork")
         await there.dbos.launch()
         left = await there.dbos.start_workflow(there.checkout.with_options(workflow_id="left"))
         there.dbos.drop(Crashed("killed by the test"))
@@ -189,5 +190,6 @@ async def test_a_deactivated_process_finishes_and_recovers_and_takes_nothing_new
         again = await here.dbos.retrieve_workflow(left.workflow_id)
         assert await again.get_result(timeout=PATIENCE) == "charged"
         assert (await queued.get_status()).status == "ENQUEUED"
+        assert (await fork.get_status()).status == "ENQUEUED"
     async with here.dbos:
         assert await (await here.dbos.retrieve_workflow("queued")).get_result() == "charged"

@@ -37,6 +37,12 @@ HOLD_ROW: Final = REGISTER_EXECUTOR + """
     or not exists (select from dbos.dbos_async_alive a
                     where a.key = hashtextextended('dbos_async executor ' || $1, 0))
 """
+# Who has the id of executor $1 now, if it is not the launch $2.
+FETCH_USURPER: Final = """
+select e.process_id || ' on ' || e.hostname
+  from dbos.dbos_async_executors e
+ where e.executor_id = $1 and e.boot <> $2
+"""
 UNREGISTER_EXECUTOR: Final = """
 delete from dbos.dbos_async_executors e where e.executor_id = $1 and e.boot = $2
 """
