@@ -165,8 +165,8 @@ class DBOS(Router, Client):
     async def shutdown(self, *, timeout: Seconds = DRAIN) -> None:
         """Start nothing new, give what works `timeout` seconds, and leave the rest PENDING.
 
-        Workflows that only sleep or wait are not waited for: they go on at the next launch. Doing
-        it twice does no harm.
+        Workflows that only sleep or wait are not waited for: they go on elsewhere at once, or at
+        the next launch. Doing it twice does no harm.
         """
         executor = self.find_launched()
         try:

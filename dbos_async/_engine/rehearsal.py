@@ -15,7 +15,7 @@ import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 import anyio
 from msgspec import Struct
@@ -61,7 +61,6 @@ step than the recorded one, or leaves one out, or goes on where the record has e
 it ends, but not as recorded. stuck: neither a step nor an end came in time. The last two: this code
 has no such workflow, or one with other parameters.
 """
-VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 
 
 class ReplayReport(Struct, frozen=True, kw_only=True):

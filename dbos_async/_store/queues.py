@@ -129,13 +129,6 @@ async def set_delay(
     )
 
 
-async def fetch_next_due(database: Database, skew_ms: int) -> int | None:
-    """Milliseconds until the next delayed workflow is due."""
-    async with database.lease() as connection:
-        due_ms: int | None = await connection.fetchval(sql.FETCH_NEXT_DUE, skew_ms)
-    return due_ms
-
-
 def check_found(name: str, rows: int) -> None:
     """Raise QueueNotFoundError if a statement found no queue."""
     if not rows:

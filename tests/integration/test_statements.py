@@ -338,7 +338,6 @@ HOT: dict[str, list[Any]] = {
     "sql.LEAVE_SLOTS": [IDS, ["owner"] * 40],
     "sql.ENTER_SLOT": ["queue-1", "k-1", "w-2", "owner-2", 10, 2],
     "sql.UNKNOWN_WAITING": ["queue-1", "1", "shop", NAMES, NOTHINGS, NOTHINGS],
-    "sql.FETCH_NEXT_DUE": [0],
     "sql.RELEASE_DELAYED": [0],
     "sql.SET_DELAY": ["w-3", None, 1000, 0],
     "sql.DEBOUNCE": [*DEBOUNCE, "shop", 0],

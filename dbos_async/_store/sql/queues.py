@@ -389,11 +389,3 @@ update dbos.workflow_status w
  where w.workflow_uuid = $1 and case w.status when 'DELAYED' then true end
 returning w.queue_name, w.delay_until_epoch_ms
 """
-
-# Milliseconds until the next one is due.
-FETCH_NEXT_DUE: Final = """
-select min(w.delay_until_epoch_ms)
-       - ((extract(epoch from clock_timestamp()) * 1000)::bigint + $1::bigint)
-  from dbos.workflow_status w
- where w.status = 'DELAYED'
-"""
