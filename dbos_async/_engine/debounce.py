@@ -105,7 +105,7 @@ async def _as_step(session: Session, bounce: Bounce, branch: Branch) -> Started:
     digest = digest_of((call.definition.name, bounce.key, *call.args), call.kwargs)
     recorded: Recorded | Fence | None = execution.history.get(key)
     if recorded is None:
-        await execution.live()
+        await execution.live(key)
         write = write_of(session, bounce)
         now_ms = session.clock.now_ms()
         step = StepWrite(

@@ -2,7 +2,8 @@
 
 import asyncio
 import inspect
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from enum import Enum
 from typing import Any, Protocol
 
@@ -20,6 +21,19 @@ class Stop(Enum):
     ABANDONED = "left PENDING for a later start"
     LOST = "another owner has it"
     CANCELLED = "it was cancelled"
+
+
+class Wait(Struct, eq=False, kw_only=True):
+    """What a task of a workflow waits for, and the workflow with it."""
+
+    key: str
+    """The step that waits."""
+    until_ms: float | None = None
+    """When it ends by itself."""
+    is_queued: bool = False
+    """Whether it is for a workflow that this one enqueued."""
+    task: "asyncio.Task[Any] | None" = None
+    """The task that waits; `Execution.waiting` notes it."""
 
 
 class Place(Protocol):
@@ -46,7 +60,6 @@ class Execution:
         "_called",
         "_furthest",
         "args",
-        "awaited_queued",
         "deadline_ms",
         "done",
         "executor",
@@ -99,8 +112,7 @@ class Execution:
         self.stopped: Stop | None = None
         self.is_settling = False
         self.steps_running = 0
-        self.waits = 0
-        self.awaited_queued = 0  # of these, for workflows that it enqueued
+        self.waits: set[Wait] = set()
         self.slot: Place | None = None
         self._called: dict[str, tuple[str, Coroutine[Any, Any, Any]]] | None = None
         self._furthest: dict[str, tuple[int, int]] | None = None
@@ -113,12 +125,30 @@ class Execution:
     @property
     def is_resting(self) -> bool:
         """Whether it only waits: in a durable sleep, or for another workflow."""
-        return self.waits > 0 and self.steps_running == 0
+        return bool(self.waits) and self.steps_running == 0
 
     def rest(self) -> None:
         """Give up the place in its queue's limits if all it does is await what it enqueued."""
-        if self.slot is not None and self.awaited_queued == self.waits and self.is_resting:
+        if self.slot is not None and self.is_resting and all(wait.is_queued for wait in self.waits):
             self.slot.leave()
+
+    @asynccontextmanager
+    async def waiting(self, wait: Wait) -> AsyncIterator[None]:
+        """Wait within the block, for something that may take long and is no step of the user's.
+
+        However the waiting ends, also by a timeout or a cancelled task, the workflow goes on only
+        with a slot.
+        """
+        wait.task = asyncio.current_task()
+        self.waits.add(wait)
+        self.executor.change()
+        self.rest()
+        try:
+            yield
+        finally:
+            self.waits.discard(wait)
+            if self.slot is not None and not self.waits and self.stopped is None:
+                await self.slot.enter()
 
     def position_of(self, key: str) -> int:
         """The number of the row that this step has or will have."""
@@ -175,8 +205,8 @@ class Execution:
                     f"it, so it did not run: write `await {name}(…)`"
                 )
 
-    async def live(self) -> None:
-        """A step that is not recorded begins: from here on everything is new."""
+    async def live(self, key: str) -> None:
+        """This step is not recorded: from here on everything is new."""
         self.replaying = False
 
     def diverged(self, why: str) -> errors.DivergenceError:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dbos_async import errors
 from dbos_async._engine.bulk import Bulk
 from dbos_async._engine.context import Branch, current_branch
-from dbos_async._engine.execution import Execution, Started
+from dbos_async._engine.execution import Execution, Started, Wait
 from dbos_async._engine.intake import Call
 from dbos_async._engine.outcomes import text_of
 from dbos_async._engine.steps import StepDefinition, Steps, check_same, lost
@@ -70,7 +70,7 @@ class Inner:
         call: Call,
     ) -> Any:
         started = await self._start_child(execution, key, position, call)
-        step = self._result_step(execution, started, call.definition.decode)
+        step = self._result_step(execution, result_key, started, call.definition.decode)
         return await self._steps.run(execution, result_key, result_position, step, (), {})
 
     async def _start_child(
@@ -90,7 +90,7 @@ class Inner:
             return self._replayed_child(
                 execution, branch, name, digest, recorded, is_queued=queue_name is not None
             )
-        await execution.live()
+        await execution.live(key)
         step = self._new_step(execution, key, position, name, digest)
         if queue_name is not None:
             recorded = await self._with_its_step(execution, step, call, queue_name)
@@ -174,7 +174,7 @@ class Inner:
         branch = current_branch() or Branch(execution)
         recorded = execution.history.get(key)
         if recorded is None:
-            await execution.live()
+            await execution.live(key)
             step = self._new_step(execution, key, position, ENQUEUE_MANY, digest)
             prefix = f"{execution.workflow_id}-{key}"
             bulk = Bulk(
@@ -292,36 +292,24 @@ class Inner:
         timeout: float | None = None,
     ) -> Coroutine[Any, Any, Any]:
         """A workflow's result, as a step of the one that asks, numbered now."""
-        step = self._result_step(branch.execution, started, decode, timeout)
+        step = self._result_step(branch.execution, branch.peek_key(), started, decode, timeout)
         return self._steps.call(branch, step, (), {})
 
     def _result_step(
         self,
         execution: Execution,
+        key: str,
         started: Started,
         decode: Callable[[str], Any],
         timeout: float | None = None,
     ) -> StepDefinition:
         async def get_result() -> str:
-            execution.waits += 1
-            execution.awaited_queued += started.is_queued
-            self._executor.change()
-            execution.rest()
-            try:
+            async with execution.waiting(Wait(key=key, is_queued=started.is_queued)):
                 async with asyncio.timeout(timeout):
                     outcome = await self._executor.result_of(started)
-            finally:
-                execution.waits -= 1
-                execution.awaited_queued -= started.is_queued
-                await self._go_on(execution)
             return text_of(outcome, allow_pickle=self._executor.allow_pickle)
 
         return StepDefinition(GET_RESULT, get_result, encode=str, decode=decode, is_internal=True)
-
-    async def _go_on(self, execution: Execution) -> None:
-        """Take a slot again, however the waiting ended: also by a timeout or a cancelled task."""
-        if execution.slot is not None and not execution.waits and execution.stopped is None:
-            await execution.slot.enter()
 
     def sleep(self, branch: Branch, seconds: float) -> Coroutine[Any, Any, None]:
         """Sleep durably, as a step numbered now: its record is the moment to wake at."""
@@ -337,12 +325,8 @@ class Inner:
 
         step = StepDefinition(SLEEP, wake_at, decode=codec.decoder(float), is_internal=True)
         wakes_at: float = await self._steps.run(execution, key, position, step, (), {})
-        execution.waits += 1
-        self._executor.change()
-        try:
+        async with execution.waiting(Wait(key=key, until_ms=wakes_at * 1000)):
             await self._executor.clock.sleep_until(wakes_at * 1000)
-        finally:
-            execution.waits -= 1
 
 
 def recorded_of(step: StepWrite) -> Recorded:

@@ -101,10 +101,10 @@ class Rehearsal(Execution):
         self.replaying = True
         self.has_ended = has_ended
         self.begun: set[str] = set()
-        self.waiting: dict[str, str] = {}
+        self.under_way: dict[str, str] = {}
         """Steps that are not recorded: their keys and names."""
         self.divergence: errors.DivergenceError | None = None
-        self._at = "", ""
+        self._name = ""
 
     @property
     def moves(self) -> tuple[int, int]:
@@ -125,12 +125,11 @@ class Rehearsal(Execution):
         name, _ = (self._called or {}).get(key, ("a step", None))
         super().begin(key)
         self.begun.add(key)
-        self._at = key, name
+        self._name = name
 
-    async def live(self) -> None:
+    async def live(self, key: str) -> None:
         """The step that has just begun is not recorded: let it be under way."""
-        key, name = self._at
-        self.waiting[key] = name
+        self.under_way[key] = self._name
         await asyncio.get_running_loop().create_future()
 
     def furthest(self, path: str) -> tuple[int, int]:
@@ -240,7 +239,7 @@ class Stage:
             async with asyncio.timeout(self._timeout):
                 await at_rest(execution)
         except TimeoutError:
-            execution.waiting.clear()  # where it would go on is not known
+            execution.under_way.clear()  # where it would go on is not known
         completion: Any = task.result() if task.done() and not task.cancelled() else None
         return completion if isinstance(completion, CompletionWrite) else None
 
@@ -251,16 +250,16 @@ class Stage:
         if execution.divergence is not None:
             return Finding("diverged", str(execution.divergence))
         left_out = [step for key, step in execution.history.items() if key not in execution.begun]
-        if completion is None and not execution.waiting:
+        if completion is None and not execution.under_way:
             return Finding("stuck", f"within {self._timeout} s no step came, and no end")
-        now = "it ends" if completion is not None else f"it calls {shown(execution.waiting)}"
+        now = "it ends" if completion is not None else f"it calls {shown(execution.under_way)}"
         if left_out:
             missed = shown({step.key: step.name for step in left_out})
             return Finding("diverged", f"{missed} is recorded, and not called any more: {now}")
         if completion is None:
             if execution.has_ended:
                 return Finding("diverged", f"{row.status} is recorded here, and now {now}")
-            return Finding("ok", f"goes on with {shown(execution.waiting)}")
+            return Finding("ok", f"goes on with {shown(execution.under_way)}")
         if not execution.has_ended:
             return goes_on(execution, completion)
         return self._compared(row, execution.runnable.definition, completion)
@@ -341,7 +340,7 @@ async def at_rest(execution: Rehearsal) -> None:
             await asyncio.sleep(0)
         await asyncio.sleep(GRACE)
         is_done = execution.task is not None and execution.task.done()
-        if moves == execution.moves and (is_done or execution.waiting):
+        if moves == execution.moves and (is_done or execution.under_way):
             return
 
 

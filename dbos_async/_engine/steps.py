@@ -122,7 +122,7 @@ class Steps:
         recorded = execution.history.get(key)
         if recorded is not None:
             return self._replay(execution, branch, step, digest, recorded)
-        await execution.live()
+        await execution.live(key)
         if execution.executor.is_unsure:
             await execution.executor.sure()
         if execution.slot is not None and not step.is_internal:
