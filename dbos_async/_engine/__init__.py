@@ -7,7 +7,7 @@ executor    starts, runs and settles; an `Execution` is one run
 steps       run and replay; inner: what a workflow does besides, it starts children, awaits, sleeps
 patches     new code for workflows under way
 claims      from a claim to a run
-outcomes    waiting for workflows, wherever they run
+wakers      waiting for news of any kind; outcomes: how workflows ended, wherever they ran
 recovery    takes over what dead processes left
 dispatcher  which queues this process works on; line: claims from one of them; window: its own rate
 bulk        many enqueues at once; catalog: which queues there are; debounce: the last of many calls

@@ -34,10 +34,10 @@ from dbos_async._engine.context import Branch, TaskTree
 from dbos_async._engine.execution import Execution, Started, Stop
 from dbos_async._engine.inner import Inner
 from dbos_async._engine.intake import Call, Intake, Order
-from dbos_async._engine.outcomes import Outcomes
 from dbos_async._engine.pulse import Pulse
 from dbos_async._engine.registry import Address, Runnable
 from dbos_async._engine.steps import Steps, check_size
+from dbos_async._engine.wakers import Wakers
 from dbos_async._log import log
 from dbos_async._service import running
 from dbos_async._store import codec, notifier, sql, workflows
@@ -77,7 +77,7 @@ class SessionParts(Protocol):
     database: Database
     checkpointer: Checkpointer
     notifier: Notifier
-    outcomes: Outcomes
+    outcomes: Wakers[str, Outcome]
     catalog: Catalog
     application: str | None
 

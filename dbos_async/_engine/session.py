@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Final
 
 from dbos_async import errors
@@ -12,8 +13,9 @@ from dbos_async._engine.catalog import Catalog
 from dbos_async._engine.execution import Started
 from dbos_async._engine.executor import Executor
 from dbos_async._engine.intake import Call, Intake
-from dbos_async._engine.outcomes import Outcomes
+from dbos_async._engine.outcomes import find_ended
 from dbos_async._engine.registry import Address, WorkflowDefinition
+from dbos_async._engine.wakers import Wakers
 from dbos_async._store import enqueues, management, notifier, queues, schema, workflows
 from dbos_async._store.borrowed import check_kind
 from dbos_async._store.checkpointer import Checkpointer
@@ -42,7 +44,9 @@ class Session:
         self.clock = Clock()
         self.database = Database(settings, pool_size=settings.max_connections - OWN_CONNECTIONS)
         self.checkpointer = Checkpointer(self.database, application=application)
-        self.outcomes = Outcomes(self.database)
+        self.outcomes: Wakers[str, Outcome] = Wakers(
+            self.database, partial(find_ended, self.database), str, "outcomes"
+        )
         self.notifier = Notifier(
             self.database,
             self.clock,

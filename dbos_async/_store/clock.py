@@ -8,7 +8,7 @@ import asyncio
 import time
 import weakref
 from datetime import UTC, datetime, timedelta
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 LONGEST_NAP: Final = 3_600.0
 """Seconds after which a long sleeper looks at the clock again, in case the two drift apart."""
@@ -53,16 +53,32 @@ class Clock:
 
     async def sleep_until(self, deadline_ms: float) -> None:
         """Return at `deadline_ms` or after it, never before."""
-        loop = asyncio.get_running_loop()
         while (left := deadline_ms - self.now_ms()) > 0:
-            awake: asyncio.Future[None] = loop.create_future()
-            timer = loop.call_later(min(left / 1000, LONGEST_NAP), wake, awake)
-            self.sleepers.add(awake)
+            await self._nap(left, asyncio.get_running_loop().create_future())
+
+    async def wait_until(self, deadline_ms: float, future: "asyncio.Future[Any]") -> bool:
+        """Return when `future` is done, or at `deadline_ms`; whether it is done."""
+        while not future.done() and (left := deadline_ms - self.now_ms()) > 0:
+            awake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+            def hear(_: object, awake: "asyncio.Future[None]" = awake) -> None:
+                wake(awake)
+
+            future.add_done_callback(hear)
             try:
-                await awake
+                await self._nap(left, awake)
             finally:
-                timer.cancel()
-                self.sleepers.discard(awake)
+                future.remove_done_callback(hear)
+        return future.done()
+
+    async def _nap(self, milliseconds: float, awake: "asyncio.Future[None]") -> None:
+        timer = awake.get_loop().call_later(min(milliseconds / 1000, LONGEST_NAP), wake, awake)
+        self.sleepers.add(awake)
+        try:
+            await awake
+        finally:
+            timer.cancel()
+            self.sleepers.discard(awake)
 
     @classmethod
     def advance(cls, milliseconds: int) -> None:

@@ -83,7 +83,7 @@ async def test_a_workflow_of_another_process_wakes_its_awaiter_by_notification(
         handle = await here.dbos.retrieve_workflow("w")
         waiting = asyncio.create_task(handle.get_result())
         await there.inside.wait()
-        while not here.dbos._session.outcomes._awaited:  # type: ignore[union-attr]  # launched
+        while not here.dbos._session.outcomes._asked:  # type: ignore[union-attr]  # launched
             await asyncio.sleep(0.01)
         there.gate.set()
         async with asyncio.timeout(PATIENCE):
