@@ -252,8 +252,12 @@ create table if not exists dbos.dbos_async_schema (
 -- only: other clients may lack the right to use it, and a direct start has no place in a line.
 create sequence if not exists dbos.workflow_order;
 
--- Our columns. None has a default and none is required, so that adding them to an adopted table
--- rewrites nothing and other clients need not know them.
+-- Numbers messages as they arrive, whoever sends them, so everybody may use it.
+create sequence if not exists dbos.message_order;
+grant usage on sequence dbos.message_order to public;
+
+-- Our columns. None is required and none is added with a default, so that adding them to an adopted
+-- table rewrites nothing and other clients need not know them.
 --     root_workflow_id    seeds the deterministic ids and random numbers of a workflow that was
 --                         forked; NULL: its own id
 --     enqueue_order       from the sequence above; NULL sorts after all others of its millisecond
@@ -274,6 +278,11 @@ alter table dbos.workflow_status
 alter table dbos.operation_outputs
     add column if not exists step_key text,
     add column if not exists arguments_digest bigint;
+
+--     message_order  from the sequence above; NULL, of messages older than it, comes first
+alter table dbos.notifications
+    add column if not exists message_order bigint;
+alter table dbos.notifications alter message_order set default nextval('dbos.message_order');
 
 --     is_paused                      nothing is claimed; what runs goes on
 --     worker_rate_limit_max          starts within a period, in each process
@@ -360,7 +369,8 @@ select e.executor_id, e.application_name, e.application_version, e.hostname, e.p
   left join pg_stat_activity s on s.pid = a.backend;
 
 -- Version 1 had other indexes for what the same ones of part 2 do now.
-drop index if exists dbos.dbos_async_claimable, dbos.dbos_async_rate_limited;
+drop index if exists dbos.dbos_async_claimable, dbos.dbos_async_rate_limited,
+    dbos.dbos_async_mailbox;
 
 -- Enqueues a workflow from SQL, for instance from a trigger or in the transaction that causes it.
 -- The caller's own rights apply. An id that is taken is left as it is, so that a repeated call is
@@ -616,9 +626,9 @@ create unique index if not exists dbos_async_step_key
     on dbos.operation_outputs (workflow_uuid, step_key)
     where step_key is not null;
 
--- A workflow's mailbox.
-create index if not exists dbos_async_mailbox
-    on dbos.notifications (destination_uuid, topic);
+-- A workflow's mailbox: what is unread of a topic, in order; all of it, to be deleted with it.
+create index if not exists dbos_async_messages
+    on dbos.notifications (destination_uuid, topic, consumed, message_order nulls first);
 
 -- A version name is one application's, or nobody's.
 create unique index if not exists uq_application_versions_owner_version

@@ -108,7 +108,7 @@ class Inner:
             return self._replayed_child(
                 execution, branch, name, digest, landing, is_queued=queue_name is not None
             )
-        if landing is Fence.LOST:
+        if isinstance(landing, Fence):
             lost(execution)
         branch.recorded(key, step.completed_at_ms)
         return landing

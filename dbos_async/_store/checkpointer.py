@@ -29,7 +29,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import ClassVar, Final, LiteralString, NamedTuple, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from dbos_async import errors
 from dbos_async._log import log
@@ -47,10 +47,15 @@ from dbos_async._store.database import (
 from dbos_async._store.records import (
     ChildWrite,
     CompletionWrite,
+    EffectWrite,
+    EventRow,
     Fence,
+    MessageRow,
     Owner,
+    ReceiptWrite,
     Recorded,
     StepWrite,
+    StreamRow,
     WorkflowWrite,
     Write,
 )
@@ -265,6 +270,48 @@ class Checkpointer:
             await connection.execute(END_OF_TURN)
 
     async def _record(self, connection: Connection, batch: list[Waiting]) -> None:
+        """Write a batch: what tells others something with the steps, then the rest, then receipts.
+
+        Batches of nothing but starts, steps and ends, nearly all, are one statement.
+        """
+        effects = any(isinstance(waiting.write, EffectWrite) for waiting in batch)
+        told: list[Waiting] = []
+        others: list[Waiting] = []
+        receipts: list[Waiting] = []
+        for waiting in batch:
+            if isinstance(waiting.write, ReceiptWrite):
+                receipts.append(waiting)
+            elif effects and isinstance(waiting.write, EffectWrite | StepWrite):
+                told.append(waiting)
+            else:
+                others.append(waiting)
+        for part in (told, others):
+            if part:
+                await self._record_together(connection, part)
+        if receipts:
+            await self._receive(connection, receipts)
+
+    async def _receive(self, connection: Connection, batch: list[Waiting]) -> None:
+        writes = [waiting.write for waiting in batch if isinstance(waiting.write, ReceiptWrite)]
+        steps = columns(StepWrite, [write.step for write in writes])
+        with translated():
+            async with asyncio.timeout(DEADLINE):
+                rows = await connection.fetch(
+                    sql.RECORD_RECEIPTS,
+                    *steps,
+                    [write.topic for write in writes],
+                    self._application,
+                )
+                received = {(row[0], row[2]): Recorded(*row) for row in rows}
+                landed = [waiting for waiting in batch if key_of(waiting) in received]
+                if landed and self.crash_point is not None:
+                    await self.crash_point.answered(landed)
+                for waiting in landed:
+                    waiting.settle(received[key_of(waiting)])
+                if len(landed) < len(batch):
+                    await self._resolve(connection, [w for w in batch if w not in landed])
+
+    async def _record_together(self, connection: Connection, batch: list[Waiting]) -> None:
         statement = statement_of([waiting.write for waiting in batch], self._application)
         with translated():
             async with asyncio.timeout(DEADLINE):
@@ -404,11 +451,18 @@ class Found(NamedTuple):
                     and owner.status == write.status
                 )
                 return None if ours else Fence.LOST
+            case EffectWrite():
+                if write.step is not None:
+                    return self.landing_of_step(write.step)
+                owner = self.owners.get(write.workflow_id)
+                return None if is_held(owner, write.owner) else Fence.LOST
+            case ReceiptWrite(step):
+                landing = self.landing_of_step(step)
+                return Fence.NO_MESSAGE if isinstance(landing, Renumber) else landing
 
     def landing_of_step(self, step: StepWrite) -> Recorded | Fence | Renumber:
         """What stands in the place of a step that did not land."""
-        owner = self.owners.get(step.workflow_id)
-        if owner is None or owner.status != "PENDING" or owner.owner != step.owner:
+        if not is_held(self.owners.get(step.workflow_id), step.owner):
             return Fence.LOST
         return self.steps.get((step.workflow_id, step.key)) or Renumber(step)
 
@@ -427,6 +481,11 @@ class Found(NamedTuple):
                 workflow_id=write.workflow_id,
             )
         return owner
+
+
+def is_held(found: Owner | None, owner: str) -> bool:
+    """Whether a workflow is PENDING under this owner's token."""
+    return found is not None and found.status == "PENDING" and found.owner == owner
 
 
 def deduplicated(write: WorkflowWrite, holder: str) -> errors.DeduplicatedError:
@@ -456,9 +515,9 @@ def taken(waiting: deque[Waiting], limit: int) -> list[Waiting]:
             if write.workflow_id in stepping:
                 later.append(waiting.popleft())
                 continue
-        elif isinstance(write, StepWrite):
+        elif isinstance(write, StepWrite | EffectWrite):
             stepping.add(write.workflow_id)
-        elif isinstance(write, ChildWrite):
+        elif isinstance(write, ChildWrite | ReceiptWrite):
             stepping.add(write.step.workflow_id)
         batch.append(waiting.popleft())
     waiting.extendleft(reversed(later))
@@ -483,6 +542,13 @@ def size_of(write: Write) -> int:
             return len(write.inputs)
         case ChildWrite(_, workflow):
             return len(workflow.inputs)
+        case ReceiptWrite():
+            return 0
+        case EffectWrite():
+            return sum(
+                len(effect.message if isinstance(effect, MessageRow) else effect.value)
+                for effect in write.effects
+            )
 
 
 def sort_key(write: Write) -> str:
@@ -492,7 +558,7 @@ def sort_key(write: Write) -> str:
 
 def step_of(write: Write) -> StepWrite | None:
     """The step row in a write, if there is one."""
-    if isinstance(write, ChildWrite):
+    if isinstance(write, ChildWrite | EffectWrite | ReceiptWrite):
         return write.step
     return write if isinstance(write, StepWrite) else None
 
@@ -502,6 +568,12 @@ def ids_of(write: Write) -> tuple[str, ...]:
     if isinstance(write, ChildWrite):
         return write.step.workflow_id, write.workflow.workflow_id
     return (write.workflow_id,)
+
+
+def key_of(waiting: Waiting) -> tuple[str, str]:
+    """The workflow and the key of a write's step."""
+    step = step_of(waiting.write)
+    return ("", "") if step is None else (step.workflow_id, step.key)
 
 
 def statement_of(writes: list[Write], application: str | None) -> Statement:
@@ -518,6 +590,8 @@ def statement_of(writes: list[Write], application: str | None) -> Statement:
         )
     if kinds == {CompletionWrite}:
         return Statement(sql.COMPLETE_WORKFLOWS, columns(CompletionWrite, writes), len(writes))
+    if EffectWrite in kinds:
+        return effective(writes, application)
     return mixed(writes, application)
 
 
@@ -543,11 +617,47 @@ def mixed(writes: list[Write], application: str | None) -> Statement:
     )
 
 
+def effective(writes: list[Write], application: str | None) -> Statement:
+    """The statement for steps and what they tell others."""
+    steps = [step for write in writes if (step := step_of(write)) is not None]
+    told = [write for write in writes if isinstance(write, EffectWrite)]
+    messages: list[tuple[object, ...]] = []
+    values: list[tuple[object, ...]] = []
+    for write in told:
+        step = write.step
+        position = write.position if step is None else step.position
+        owner = write.owner if step is None else None
+        for effect in write.effects:
+            match effect:
+                case MessageRow():
+                    messages.append((write.workflow_id, position, *structs.astuple(effect)))
+                case EventRow(key, value):
+                    values.append((write.workflow_id, position, owner, key, value, None))
+                case StreamRow(key, value, offset):
+                    values.append((write.workflow_id, position, owner, key, value, offset))
+    return Statement(
+        sql.RECORD_EFFECTS,
+        [
+            *columns(StepWrite, steps),
+            application,
+            *turned(messages, 6),
+            *turned(values, 6),
+        ],
+        rows=len(steps) + sum(owner is not None for _, _, owner, *_ in values),
+        counts_itself=True,
+    )
+
+
 def columns(kind: type[Struct], writes: Sequence[Struct]) -> list[list[object]]:
     """The writes turned on their side: one list a column, as `unnest` takes them.
 
     A column of nothing but NULL is sent empty, which `unnest` fills up with NULL: asyncpg looks at
     every element, and most columns of most batches are like that.
     """
-    turned = [[getattr(write, field) for write in writes] for field in kind.__struct_fields__]
-    return [column if column.count(None) < len(column) else [] for column in turned]
+    lists = [[getattr(write, field) for write in writes] for field in kind.__struct_fields__]
+    return [column if column.count(None) < len(column) else [] for column in lists]
+
+
+def turned(rows: list[tuple[object, ...]], width: int) -> list[list[object]]:
+    """Rows turned on their side."""
+    return [[row[place] for row in rows] for place in range(width)]

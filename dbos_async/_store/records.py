@@ -89,7 +89,57 @@ class CompletionWrite(Struct, gc=False):
     error: str | None
 
 
-Write = StepWrite | WorkflowWrite | ChildWrite | CompletionWrite
+class MessageRow(Struct, gc=False):
+    """A message, on its way to `notifications`."""
+
+    message_id: str
+    destination_id: str
+    topic: str
+    message: str
+
+
+class EventRow(Struct, gc=False):
+    """A value under a key, on its way to `workflow_events`."""
+
+    key: str
+    value: str
+
+
+class StreamRow(Struct, gc=False):
+    """A value of a stream, on its way to `streams`."""
+
+    key: str
+    value: str
+    offset: int
+
+
+class EffectWrite(Struct, gc=False):
+    """What a workflow tells others. It lands with the step that does it, or neither lands.
+
+    From within a step of the user's nothing more is recorded: `step` is None, `position` that of
+    the step which runs, and it lands if the workflow is still ours.
+    """
+
+    workflow_id: str
+    owner: str
+    position: int
+    step: StepWrite | None
+    effects: list[MessageRow] | list[EventRow] | list[StreamRow]
+
+
+class ReceiptWrite(Struct, gc=False):
+    """A step whose result is the oldest unread message of a topic, if there is one."""
+
+    step: StepWrite
+    topic: str
+
+    @property
+    def workflow_id(self) -> str:
+        """The workflow that receives."""
+        return self.step.workflow_id
+
+
+Write = StepWrite | WorkflowWrite | ChildWrite | CompletionWrite | EffectWrite | ReceiptWrite
 
 
 class Recorded(Struct, frozen=True, gc=False):
@@ -125,6 +175,7 @@ class Fence(Enum):
     """What a write learns instead of landing."""
 
     LOST = "another owner has the workflow, or it has ended"
+    NO_MESSAGE = "there is nothing to receive"
 
 
 class Outcome(Struct, frozen=True, gc=False):

@@ -49,6 +49,7 @@ STATEMENTS = {name: text for module in MODULES for name, text in statements_of(m
 
 RECORDS: dict[str, type[msgspec.Struct]] = {
     "sql.FIND_STEPS": records.Recorded,
+    "sql.RECORD_RECEIPTS": records.Recorded,
     "sql.FIND_OWNERS": records.Owner,
     "sql.FIND_ENQUEUED": records.Owner,
     "sql.FETCH_HISTORY": records.Recorded,
@@ -227,9 +228,19 @@ NO_AUTOVACUUM = """
 alter table dbos.workflow_status set (autovacuum_enabled = off);
 alter table dbos.operation_outputs set (autovacuum_enabled = off);
 alter table dbos.workflow_input set (autovacuum_enabled = off);
+alter table dbos.notifications set (autovacuum_enabled = off);
 alter table dbos.workflow_output set (autovacuum_enabled = off)
 """
-SIZES = {"workflow_status": ROWS, "operation_outputs": 4 * ROWS, "workflow_input": 20_000}
+FILL_MESSAGES = """
+insert into dbos.notifications (destination_uuid, topic, message, consumed)
+select 'w-' || 1 + i % 20000, 'topic-' || i % 3, '1', i % 5 > 0 from generate_series(1, $1::int) i
+"""
+SIZES = {
+    "workflow_status": ROWS,
+    "operation_outputs": 4 * ROWS,
+    "workflow_input": 20_000,
+    "notifications": ROWS,
+}
 
 IDS = [f"w-{i}" for i in range(100, 140)]
 NAMES, NOTHINGS = [f"name-{i}" for i in range(20)], [""] * 20
@@ -265,6 +276,8 @@ WORKFLOWS = written(
 COMPLETIONS = written(
     records.CompletionWrite, workflow_id=IDS, owner="owner", status="SUCCESS", output="1"
 )
+MESSAGES = [IDS, [9] * 40, [f"m-{i}" for i in range(40)], IDS, ["topic-1"] * 40, ["1"] * 40]
+TOLD = [IDS, [9] * 40, ["owner", None] * 20, ["key"] * 40, ["1"] * 40, [None, None, 1, 2] * 10]
 CLAIM = ["queue-1", "me", "o", "1", "shop", NAMES, NOTHINGS, NOTHINGS, 0]
 DEBOUNCE = ["new-1", "name-1", "queue-1", "d-1", "{}", "1", "me", None, None, 1000, None]
 ALL_TIME = [0, 2**62]
@@ -284,6 +297,8 @@ HOT: dict[str, list[Any]] = {
     "sql.CREATE_WORKFLOWS": [*WORKFLOWS, "shop"],
     "sql.COMPLETE_WORKFLOWS": COMPLETIONS,
     "sql.RECORD_MIXED": [*STEPS, "shop", *WORKFLOWS, [None] * 40, *COMPLETIONS],
+    "sql.RECORD_EFFECTS": [*STEPS, "shop", *MESSAGES, *TOLD],
+    "sql.RECORD_RECEIPTS": [*STEPS, [f"topic-{i % 3}" for i in range(40)], "shop"],
     "sql.REFUSE_CHILD": ["w-1", 1, "{}", "owner-1"],
     "sql.FIND_STEPS": [IDS, ["1"] * 40],
     "sql.FIND_LAST_POSITION": ["w-1"],
@@ -314,6 +329,7 @@ HOT: dict[str, list[Any]] = {
     "sql.EXPORT": [["w-1000"]],
     "sql.IMPORT_WORKFLOWS": ["[]"],
     "sql.IMPORT_STEPS": ["[]"],
+    "sql.IMPORT_MESSAGES": ["[]"],
     "sql.LIST_STEPS": [["w-1000"]],
     "sql.LOOK_AROUND": [0, 2000, "shop"],
     "sql.FIND_LATE": [0, 2000, "shop"],
@@ -355,6 +371,8 @@ CHECKPOINTERS = {
     "sql.CREATE_WORKFLOWS",
     "sql.COMPLETE_WORKFLOWS",
     "sql.RECORD_MIXED",
+    "sql.RECORD_EFFECTS",
+    "sql.RECORD_RECEIPTS",
     "sql.FIND_STEPS",
     "sql.FIND_LAST_POSITION",
     "sql.FIND_OWNERS",
@@ -408,6 +426,7 @@ async def fill(url: str, *, is_fresh: bool) -> None:
         await connection.execute(FILL, 1, ROWS)
         await connection.execute(FILL_STEPS, 1, ROWS)
         await connection.execute(OTHER_TABLES)
+        await connection.execute(FILL_MESSAGES, ROWS)
         if is_fresh:
             await connection.execute("analyze")
     finally:

@@ -5,6 +5,7 @@ translation is here. Lock order: workflow_status before operation_outputs before
 """
 
 from dbos_async._store.sql.debounces import *
+from dbos_async._store.sql.effects import *
 from dbos_async._store.sql.enqueues import *
 from dbos_async._store.sql.executors import *
 from dbos_async._store.sql.limiters import *
