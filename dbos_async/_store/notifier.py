@@ -16,7 +16,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import msgspec
@@ -115,15 +115,15 @@ class Notifier:
     async def _serve(self, connection: Connection) -> None:
         recheck_at = time.monotonic() + self._jittered()
         while True:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, recheck_at - time.monotonic())):
                     await self._arrived.wait()
-            except TimeoutError:
+            if time.monotonic() >= recheck_at:  # though there may always be something to send
                 async with asyncio.timeout(STATEMENT_DEADLINE):
                     await self._look_at_clock(connection)
                 self._on_recheck()
                 recheck_at = time.monotonic() + self._jittered()
-            else:
+            if self._arrived.is_set():
                 await self._send(connection)
 
     async def _send(self, connection: Connection) -> None:

@@ -7,7 +7,8 @@ import pytest
 from load import PATIENCE
 
 from dbos_async import DBOS, Client, NotLaunchedError
-from dbos_async._store import sql
+from dbos_async._engine.session import Session
+from dbos_async._store import notifier, sql
 from dbos_async.testing import Crashed
 
 
@@ -105,6 +106,24 @@ async def test_when_all_notifications_are_lost_the_recheck_wakes(
         there.gate.set()
         assert await handle.get_result(timeout=PATIENCE) == "charged"
     assert there.began == ["charge", "refund"]
+
+
+async def test_the_recheck_comes_though_there_is_always_something_to_tell(
+    dbos_database_url: str,
+) -> None:
+    shop = Shop(dbos_database_url)
+    shop.dbos.configure(recheck_interval=0.1)
+    rechecked = asyncio.Event()
+
+    async def chatter(session: Session) -> None:
+        while not rechecked.is_set():
+            session.notifier.post(notifier.ENDED, "nobody's workflow")
+            await asyncio.sleep(0)
+
+    async with shop.dbos, asyncio.timeout(PATIENCE):
+        session = shop.dbos._own_session()
+        session.on_recheck.append(rechecked.set)
+        await chatter(session)
 
 
 async def test_what_a_shutdown_leaves_of_a_queue_goes_on_elsewhere_at_once(
