@@ -11,7 +11,7 @@ from dbos_async._engine.context import Branch
 from dbos_async._engine.execution import Execution
 from dbos_async._engine.line import Slot
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 WORKFLOWS = 1_000
 
 

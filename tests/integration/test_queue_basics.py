@@ -133,13 +133,14 @@ async def test_what_nobody_takes_waits_for_the_next_launch(dbos_database_url: st
             await client.stub("flow")(7)
         dbos, _ = app()
         async with dbos:
-            assert await asyncio.wait_for(handle.get_result(), 10) == 7
+            assert await asyncio.wait_for(handle.get_result(), 20) == 7
 
 
 async def test_a_client_enqueues_by_stub_and_reads_the_result(
     dbos: DBOS, dbos_database_url: str
 ) -> None:
     dbos.queue("queue")
+    dbos.configure(recheck_interval=3600)  # it is told
 
     @dbos.workflow(name="flow")
     async def flow(at: datetime, *, note: str) -> datetime:
@@ -149,7 +150,7 @@ async def test_a_client_enqueues_by_stub_and_reads_the_result(
     async with dbos, Client(dbos_database_url) as client:
         stub = client.stub("flow").with_options(workflow_id="w", timeout=60)
         handle = await client.enqueue("queue", stub, datetime(2026, 1, 1, tzinfo=UTC), note="ab")
-        assert await asyncio.wait_for(handle.get_result(), 4) == "2026-01-03T00:00:00Z"
+        assert await asyncio.wait_for(handle.get_result(), 20) == "2026-01-03T00:00:00Z"
         typed = await dbos.retrieve_workflow("w")
         assert await typed.get_result() == datetime(2026, 1, 3, tzinfo=UTC)
         again = await client.enqueue("queue", stub, "other arguments")
@@ -270,10 +271,10 @@ async def test_a_delayed_workflow_starts_when_it_is_due(dbos: DBOS) -> None:
             await queue.enqueue(flow.with_options(delay=timedelta(seconds=0.4))),
             await queue.enqueue(flow.with_options(delay=due)),
         ]
-        status = await handles[0].get_status()
+        far = await queue.enqueue(flow.with_options(delay=3600))
+        status = await far.get_status()
         assert status.status == "DELAYED"
         assert status.delay_until is not None
-        far = await queue.enqueue(flow.with_options(delay=3600))
         for handle in handles:
             await handle.get_result()
             started_at = (await handle.get_status()).started_at
@@ -284,7 +285,9 @@ async def test_a_delayed_workflow_starts_when_it_is_due(dbos: DBOS) -> None:
         assert (await far.get_status()).status == "CANCELLED"
 
 
-async def test_a_queued_timeout_runs_from_the_start_and_not_from_the_enqueue(dbos: DBOS) -> None:
+async def test_a_queued_timeout_runs_from_the_start_and_not_from_the_enqueue(
+    dbos: DBOS, advance: Any
+) -> None:
     queue = dbos.queue("queue")
 
     @dbos.workflow(name="flow")
@@ -292,8 +295,9 @@ async def test_a_queued_timeout_runs_from_the_start_and_not_from_the_enqueue(dbo
         await dbos.sleep(3600)
 
     async with dbos:
-        handle = await queue.enqueue(flow.with_options(timeout=0.2, delay=0.3))
+        handle = await queue.enqueue(flow.with_options(timeout=0.2, delay=3600))
         assert (await handle.get_status()).deadline is None
+        advance(3600)
         with pytest.raises(TimeoutError):
             await handle.get_result()
         status = await handle.get_status()

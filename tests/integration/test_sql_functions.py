@@ -168,7 +168,9 @@ async def test_a_repeated_call_keeps_no_worker_from_the_workflow(
             assert await outcome(dbos, "w") == 1
 
 
-async def test_every_option_of_the_function_reaches_the_worker(dbos: DBOS, database: Any) -> None:
+async def test_every_option_of_the_function_reaches_the_worker(
+    dbos: DBOS, database: Any, advance: Any
+) -> None:
     dbos.queue("tenants", partition_concurrency=1)
 
     @dbos.workflow(name="flow")
@@ -180,10 +182,11 @@ async def test_every_option_of_the_function_reaches_the_worker(dbos: DBOS, datab
             select dbos.enqueue_workflow(
                 'flow', 'tenants', app_version => '1', timeout_ms => 50, priority => 7,
                 queue_partition_key => 'p', application_name => 'sql',
-                delay_until_epoch_ms => (extract(epoch from now()) * 1000)::bigint + 200)
+                delay_until_epoch_ms => (extract(epoch from now()) * 1000)::bigint + 3600000)
         """)
         delayed = await (await dbos.retrieve_workflow(workflow_id)).get_status()
         assert (delayed.status, delayed.priority, delayed.partition_key) == ("DELAYED", 7, "p")
+        advance(3600)
         with pytest.raises(TimeoutError, match="deadline"):
             await outcome(dbos, workflow_id)
 

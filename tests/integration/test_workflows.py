@@ -222,11 +222,12 @@ async def test_another_workflow_under_a_taken_id_is_a_conflict(dbos: DBOS) -> No
         assert (await parent()).startswith("taken ")
 
 
-async def test_a_timeout_cancels_the_workflow_and_its_children(dbos: DBOS) -> None:
-    stopped: list[str] = []
+async def test_a_timeout_cancels_the_workflow_and_its_children(dbos: DBOS, advance: Any) -> None:
+    started, stopped = asyncio.Event(), list[str]()
 
     @dbos.workflow(name="child")
     async def child() -> None:
+        started.set()
         try:
             await dbos.sleep(3600)
         except asyncio.CancelledError:
@@ -242,8 +243,10 @@ async def test_a_timeout_cancels_the_workflow_and_its_children(dbos: DBOS) -> No
 
     async with dbos:
         handle = await dbos.start_workflow(
-            parent.with_options(timeout=timedelta(seconds=0.3), workflow_id="p")
+            parent.with_options(timeout=timedelta(seconds=60.3), workflow_id="p")
         )
+        await started.wait()
+        advance(61)
         with pytest.raises(WorkflowTimeoutError) as raised:
             await handle.get_result()
         assert isinstance(raised.value, TimeoutError)
@@ -251,14 +254,14 @@ async def test_a_timeout_cancels_the_workflow_and_its_children(dbos: DBOS) -> No
         assert raised.value.workflow_id == "p"
         status = await handle.get_status()
         assert status.status == "CANCELLED"
-        assert status.timeout == 0.3
+        assert status.timeout == 60.3
         assert status.deadline is not None
         with pytest.raises(WorkflowCancelledError):
             await (await dbos.retrieve_workflow("p-1")).get_result()
     assert sorted(stopped) == ["child", "parent"]
 
 
-async def test_a_deadline_passes_while_nobody_runs(lives: Any) -> None:
+async def test_a_deadline_passes_while_nobody_runs(lives: Any, advance: Any) -> None:
     ran: list[str] = []
 
     def declare(life: Any) -> Workflow[[], None]:
@@ -275,9 +278,10 @@ async def test_a_deadline_passes_while_nobody_runs(lives: Any) -> None:
             await child()
             ran.append("parent")
 
-        return parent.with_options(timeout=0.5)
+        return parent.with_options(timeout=60)
 
     await lives.begin(declare)
+    advance(61)
     with pytest.raises(WorkflowTimeoutError):
         await lives.resume(declare)
     assert ran == []
@@ -389,6 +393,7 @@ async def test_cancel_children_cancels_the_family(dbos: DBOS) -> None:
 async def test_a_cancel_from_another_process_stops_the_workflow_at_once(
     dbos: DBOS, dbos_database_url: str
 ) -> None:
+    dbos.configure(recheck_interval=3600)
     started, stopped = asyncio.Event(), asyncio.Event()
 
     @dbos.workflow
@@ -403,7 +408,7 @@ async def test_a_cancel_from_another_process_stops_the_workflow_at_once(
         handle = await dbos.start_workflow(sleeper)
         await started.wait()
         await client.cancel_workflow(handle.workflow_id)
-        await asyncio.wait_for(stopped.wait(), 3)  # the backstop polls every 5 seconds
+        await asyncio.wait_for(stopped.wait(), 20)  # the recheck comes in an hour
         with pytest.raises(WorkflowCancelledError):
             await handle.get_result()
 
