@@ -105,12 +105,21 @@ where table_schema = 'dbos' and table_type = 'BASE TABLE'
 """
 
 
+OURS = """
+select exists (select from pg_stat_activity
+                where datname = current_database() and application_name like 'dbos_async %')
+"""
+
+
 async def dumped(database: Any) -> dict[str, list[str]]:
     """Everything there is in the schema's tables, the place of the sequence too.
 
-    Not its views: they show the locks of processes, and Postgres takes its time to end the
-    sessions of one that has gone.
+    Postgres takes its time to end the sessions of a process that has gone: it ends what they were
+    at first, which may be a claim. Views would show the locks of those that ask now.
     """
+    async with asyncio.timeout(20):
+        while await database.fetchval(OURS):
+            await asyncio.sleep(0.01)
     tables = [record["table_name"] for record in await database.fetch(TABLES)]
     dump = {
         table: [

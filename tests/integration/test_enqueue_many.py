@@ -215,7 +215,8 @@ async def test_an_outage_in_the_middle_only_delays_it(
         handles = await queue.enqueue_many(flow.bind(number) for number in range(2500))
         results = await asyncio.gather(*[handle.get_result() for handle in handles])
     assert results == list(range(2500))
-    assert attempts == [1000, 1000, 1000, 1000, 500]
+    assert attempts[:2] == [1000, 1000]
+    assert attempts[-3:] == [1000, 1000, 500]  # from its beginning, on whichever connection lives
 
 
 async def test_bad_input_after_an_outage_is_still_bad_input(

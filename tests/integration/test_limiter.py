@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -14,7 +15,7 @@ from dbos_async import DBOS, ConfigurationError, Limiter, RateLimit, Retry, Rout
 from dbos_async._engine import limits
 from dbos_async._store.notifier import Notifier
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Api:
@@ -50,43 +51,66 @@ class Process:
 
         self.calls = calls
 
+    @asynccontextmanager
+    async def endlessly(self, callers: int) -> AsyncIterator[None]:
+        """So many always wait for their turn; the block begins when one has had it."""
+        begun = asyncio.Event()
+        is_over = False
+
+        async def caller() -> None:
+            while not is_over:
+                await self.step()
+                begun.set()
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(callers):
+                group.create_task(caller())
+            await begun.wait()
+            yield
+            is_over = True
+
 
 @pytest.fixture
 async def dbos(dbos_database_url: str) -> DBOS:
     return DBOS("shop", dbos_database_url, app_version="1")
 
 
-@pytest.fixture(autouse=True)
-async def in_time() -> AsyncIterator[None]:
-    async with asyncio.timeout(PATIENCE):
-        yield
-
-
 async def test_no_window_holds_more_calls_than_the_rate_limit(dbos_database_url: str) -> None:
     api = Api()
     process = Process(dbos_database_url, api, Limiter("api", rate_limit=RateLimit(20, per=0.5)))
-    async with process.dbos:
+    async with process.dbos, asyncio.timeout(PATIENCE):
         assert await process.calls(70) == list(range(70))
-    assert most_in_a_window(api.began, 500) == 20
+    assert most_in_a_window(api.began, 500) <= 20
+
+
+async def test_the_whole_allowance_may_be_used_at_once_and_no_more(dbos_database_url: str) -> None:
+    api = Api()
+    process = Process(dbos_database_url, api, Limiter("api", rate_limit=RateLimit(20, per=1000)))
+    async with process.dbos, asyncio.timeout(PATIENCE):
+        assert await process.calls(20) == list(range(20))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(process.step(20), 0.1)
+    assert len(api.began) == 20
 
 
 async def test_two_processes_share_a_rate_limit_by_name(dbos_database_url: str) -> None:
     api = Api()
     limiter = Limiter("api", rate_limit=RateLimit(20, per=0.5))
     one, other = (Process(dbos_database_url, api, limiter) for _ in range(2))
-    async with one.dbos, other.dbos:
+    async with one.dbos, other.dbos, asyncio.timeout(PATIENCE):
         await asyncio.gather(one.calls(40), other.calls(30))
     assert len(api.began) == 70
-    assert most_in_a_window(api.began, 500) == 20
+    assert most_in_a_window(api.began, 500) <= 20
 
 
 async def test_a_restart_gives_no_tokens_back(dbos_database_url: str) -> None:
     api = Api()
     for _ in range(3):
         process = Process(dbos_database_url, api, Limiter("api", rate_limit=RateLimit(10, per=1)))
-        async with process.dbos:
+        async with process.dbos, asyncio.timeout(PATIENCE):
             await process.calls(9)
-    assert most_in_a_window(api.began, 1000) == 10
+    assert len(api.began) == 27
+    assert most_in_a_window(api.began, 1000) <= 10
 
 
 async def test_a_shutdown_gives_unused_tokens_and_permits_back(
@@ -95,7 +119,7 @@ async def test_a_shutdown_gives_unused_tokens_and_permits_back(
     limiter = Limiter("api", rate_limit=RateLimit(1000, per=100), concurrency=50)
     process = Process(dbos_database_url, Api(), limiter)
     tokens_out = "select coalesce(sum(tokens), 0) from dbos.dbos_async_leases"
-    async with process.dbos:
+    async with process.dbos, asyncio.timeout(PATIENCE):
         await process.calls(30)
         while await database.fetchval(tokens_out) == 30:  # more are leased ahead
             await asyncio.sleep(0.01)
@@ -116,7 +140,7 @@ async def test_most_calls_cost_no_round_trip(
     monkeypatch.setattr(limits.limiters, "exchange", counted)
     limiter = Limiter("api", rate_limit=RateLimit(100_000, per=60), concurrency=100)
     process = Process(dbos_database_url, Api(), limiter)
-    async with process.dbos:
+    async with process.dbos, asyncio.timeout(PATIENCE):
         for _ in range(200):
             await process.step(1)
     assert len(exchanges) < 60
@@ -131,13 +155,8 @@ async def test_two_processes_share_a_concurrency_limit_and_neither_starves(
     api = Api(0.01)
     limiter = Limiter("api", concurrency=4)
     busy, other = (Process(dbos_database_url, api, limiter) for _ in range(2))
-    async with busy.dbos, other.dbos:
-        many = asyncio.ensure_future(busy.calls(1000))
-        while not api.inside:
-            await asyncio.sleep(0.01)
+    async with busy.dbos, other.dbos, busy.endlessly(20), asyncio.timeout(PATIENCE):
         assert await other.calls(5) == list(range(5))
-        assert not many.done()
-        await many
     assert api.most == 4
 
 
@@ -145,13 +164,8 @@ async def test_one_permit_goes_round_between_two_processes(dbos_database_url: st
     api = Api(0.01)
     limiter = Limiter("api", concurrency=1)
     one, other = (Process(dbos_database_url, api, limiter) for _ in range(2))
-    async with one.dbos, other.dbos:
-        first = asyncio.ensure_future(one.calls(300))
-        while not api.inside:
-            await asyncio.sleep(0.01)
+    async with one.dbos, other.dbos, one.endlessly(5), asyncio.timeout(PATIENCE):
         await other.calls(3)
-        assert not first.done()
-        await first
     assert api.most == 1
 
 
@@ -165,7 +179,7 @@ async def test_steps_with_one_limiter_share_it(dbos: DBOS) -> None:
     async def workflow() -> None:
         await asyncio.gather(*[step(i) for i in range(10) for step in (one, other)])
 
-    async with dbos:
+    async with dbos, asyncio.timeout(PATIENCE):
         await workflow()
     assert (api.most, len(api.began)) == (2, 20)
 
@@ -188,7 +202,7 @@ async def test_sync_steps_take_turns_too(dbos: DBOS) -> None:
     async def workflow() -> None:
         await asyncio.gather(*[call() for _ in range(12)])
 
-    async with dbos:
+    async with dbos, asyncio.timeout(PATIENCE):
         await workflow()
     assert most[0] == 2
 
@@ -213,7 +227,7 @@ async def test_a_thread_whose_step_timed_out_keeps_its_permit_until_it_ends(dbos
         asyncio.get_running_loop().call_later(0.3, release.set)
         return await call()
 
-    async with dbos:
+    async with dbos, asyncio.timeout(PATIENCE):
         assert await workflow()
 
 
@@ -256,7 +270,7 @@ async def test_a_cancelled_workflow_leaves_the_line_and_gives_its_turn_on(dbos: 
     async def workflow() -> None:
         await call()
 
-    async with dbos:
+    async with dbos, asyncio.timeout(PATIENCE):
         first = await dbos.start_workflow(workflow)
         await inside.wait()
         waiting = await dbos.start_workflow(workflow)
@@ -268,7 +282,7 @@ async def test_a_cancelled_workflow_leaves_the_line_and_gives_its_turn_on(dbos: 
 
 
 async def test_the_wait_is_seen_in_the_timing_and_is_no_part_of_the_timeout(dbos: DBOS) -> None:
-    limiter = Limiter("api", rate_limit=RateLimit(1, per=0.5))
+    limiter = Limiter("api", rate_limit=RateLimit(1, per=2))  # the first takes a while to record
 
     @dbos.step(limiter=limiter, timeout=0.2)
     async def call() -> None: ...
@@ -278,7 +292,7 @@ async def test_the_wait_is_seen_in_the_timing_and_is_no_part_of_the_timeout(dbos
         await call()
         await call()
 
-    async with dbos:
+    async with dbos, asyncio.timeout(PATIENCE):
         handle = await dbos.start_workflow(workflow)
         await handle.get_result()
         steps = await dbos.list_steps(handle.workflow_id)
@@ -296,7 +310,7 @@ async def test_calls_of_one_process_are_served_in_order(dbos_database_url: str) 
         order.append(number)
 
     step = process.dbos.step(call, limiter=Limiter("api", rate_limit=RateLimit(10, per=0.2)))
-    async with process.dbos:
+    async with process.dbos, asyncio.timeout(PATIENCE):
         await asyncio.gather(*[step(i) for i in range(40)])
     assert order == list(range(40))
 
@@ -306,7 +320,7 @@ async def test_a_step_outside_a_workflow_waits_its_turn_while_the_app_is_launche
 ) -> None:
     api = Api(0.01)
     step = dbos.step(api.call, limiter=Limiter("api", concurrency=2))
-    async with dbos:
+    async with dbos, asyncio.timeout(PATIENCE):
         await asyncio.gather(*[step(i) for i in range(6)])
     assert api.most == 2
     await asyncio.gather(*[step(i) for i in range(6)])
@@ -318,7 +332,7 @@ async def test_the_limits_hold_after_all_connections_were_lost(
 ) -> None:
     api = Api()
     process = Process(dbos_database_url, api, Limiter("api", rate_limit=RateLimit(20, per=0.5)))
-    async with process.dbos:
+    async with process.dbos, asyncio.timeout(PATIENCE):
         calls = asyncio.ensure_future(process.calls(80))
         while len(api.began) < 30:
             await asyncio.sleep(0.01)
