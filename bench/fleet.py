@@ -5,7 +5,7 @@ import random
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -70,6 +70,14 @@ class Fleet:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+    def cut_off(self) -> int:
+        """How many runs were going when their process was killed."""
+        going: Counter[int] = Counter()
+        for line in self._ledger.read_text().splitlines():
+            what, _, pid, _ = line.split()
+            going[int(pid)] += 1 if what == "begin" else -1
+        return sum(going[pid] for pid in self._killed_at)
 
     def runs(self) -> list[Run]:
         """Everything that ran, in the order in which it began."""

@@ -119,7 +119,7 @@ async def test_a_locked_row_holds_up_only_its_own_workflow(bench: Bench) -> None
         assert await bench.together(completion(one.workflow_id) for one in free) == [None] * 39
         assert not held.done()
         await transaction.rollback()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             assert await held is None
     assert len(await bench.steps()) == 40
 
@@ -134,7 +134,7 @@ async def test_two_locked_rows_do_not_wait_for_each_other(bench: Bench) -> None:
             )
         first = asyncio.ensure_future(bench.checkpointer.commit(step("a", 1)))
         second = asyncio.ensure_future(bench.checkpointer.commit(step("b", 1)))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while len(bench.checkpointer._aside) < 2:
                 await asyncio.sleep(0.01)
             await short.execute("rollback")
@@ -168,7 +168,7 @@ async def test_a_zombie_that_waits_for_the_takeovers_lock_lands_nothing(
         await taker.execute("begin")
         await taker.execute("update dbos.workflow_status set owner_xid = 'other'")
         zombie = asyncio.ensure_future(bench.checkpointer.commit(write))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not await bench.fetch(
                 "select from pg_stat_activity where wait_event_type = 'Lock' "
                 "and datname = current_database()"
@@ -245,5 +245,5 @@ async def test_callers_do_not_wait_for_ever_when_the_checkpointer_ends(
             held = asyncio.ensure_future(checkpointer.commit(step("w", 1)))
             await asyncio.sleep(0)
         with pytest.raises(errors.DatabaseLostError):
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(20):
                 await held

@@ -29,7 +29,7 @@ def shop(url: str) -> tuple[DBOS, list[int]]:
 
 
 async def until_steps(dbos: DBOS, workflow_id: str, steps: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while len(await dbos.list_steps(workflow_id)) < steps:
             await asyncio.sleep(0.01)
 
@@ -55,7 +55,7 @@ async def test_exactly_the_first_writes_land(dbos_database_url: str, before: boo
     assert called == [0, 1, 2]
     async with dbos:
         handle = await dbos.retrieve_workflow("w")
-        assert await handle.get_result(timeout=10) == 10
+        assert await handle.get_result(timeout=20) == 10
     assert called == [0, 1, 2, 2, 3, 4] if before else [0, 1, 2, 3, 4]
 
 
@@ -93,7 +93,7 @@ async def test_an_app_that_was_launched_outside_can_be_launched_again(
     with crash_at(2):
         await dbos.total.with_options(workflow_id="w")(2)
     await dbos.launch()
-    assert await (await dbos.retrieve_workflow("w")).get_result(timeout=10) == 1
+    assert await (await dbos.retrieve_workflow("w")).get_result(timeout=20) == 1
     assert called == [0, 1]
     await dbos.shutdown()
 
@@ -155,7 +155,7 @@ async def test_durable_sleep_comes_due(dbos_database_url: str) -> None:
         with pytest.raises(TimeoutError):
             await handle.get_result(timeout=0.1)
         await advance(86_400)
-        assert await handle.get_result(timeout=10) >= 30 * 86_400
+        assert await handle.get_result(timeout=20) >= 30 * 86_400
 
 
 async def test_an_app_that_is_launched_again_keeps_the_advanced_time(
@@ -174,7 +174,7 @@ async def test_an_app_that_is_launched_again_keeps_the_advanced_time(
         await until_steps(dbos, "w", 1)
     async with dbos:
         advance(3600)
-        assert await (await dbos.retrieve_workflow("w")).get_result(timeout=10) == "awake"
+        assert await (await dbos.retrieve_workflow("w")).get_result(timeout=20) == "awake"
 
 
 async def test_time_is_put_back_between_tests(dbos_database_url: str) -> None:
@@ -202,7 +202,7 @@ async def test_timeouts_come_due(dbos_database_url: str, queued: bool) -> None:
         assert (await handle.get_status()).status == "PENDING"
         advance(600)
         with pytest.raises(WorkflowTimeoutError):
-            await handle.get_result(timeout=10)
+            await handle.get_result(timeout=20)
 
 
 async def test_delays_come_due(dbos_database_url: str) -> None:
@@ -217,7 +217,7 @@ async def test_delays_come_due(dbos_database_url: str) -> None:
         handle = await queue.enqueue(job.with_options(delay=timedelta(hours=2)))
         assert (await handle.get_status()).status == "DELAYED"
         advance(7200)
-        assert await handle.get_result(timeout=10) == "done"
+        assert await handle.get_result(timeout=20) == "done"
 
 
 def test_time_does_not_run_backwards() -> None:

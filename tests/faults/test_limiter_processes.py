@@ -2,11 +2,13 @@
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 
 from bench.fleet import Fleet, launched, most_at_once, most_in_a_window
 
-SECONDS = 6.0
+SECONDS = 8.0
+PATIENCE = 60.0
 
 
 class LimitedFleet(Fleet):
@@ -17,6 +19,11 @@ class LimitedFleet(Fleet):
         program = Path(__file__).with_name("limited.py")
         values = (str(rate), str(period), str(concurrency))
         self._command = (sys.executable, str(program), url, str(ledger), *values)
+
+    def at_work_since(self, moment: float) -> set[str]:
+        """The processes that began a call after this moment."""
+        lines = [line.split() for line in self._ledger.read_text().splitlines()]
+        return {pid for what, _, pid, at in lines if what == "begin" and float(at) > moment}
 
     def begun(self) -> list[float]:
         """When each call began, in milliseconds of the database's clock."""
@@ -31,8 +38,8 @@ async def test_no_window_holds_more_calls_than_the_rate_limit_over_three_process
         await asyncio.sleep(SECONDS)
     begun = fleet.begun()
     assert most_in_a_window(begun, 1000) == 50
-    used = len([moment for moment in begun if moment < begun[0] + SECONDS * 1000])
-    assert used >= 0.9 * 50 * SECONDS
+    # Nearly all may be used; the machine may stand still for a moment, but not in every window.
+    assert most_in_a_window(begun, 3000) >= 0.9 * 150
 
 
 async def test_processes_that_are_killed_take_no_tokens_and_no_permits_along_nor_give_any_twice(
@@ -43,12 +50,12 @@ async def test_processes_that_are_killed_take_no_tokens_and_no_permits_along_nor
         for _ in range(4):
             await asyncio.sleep(1.5)
             await fleet.kill()
-        await asyncio.sleep(1.5)
+        killed_at = time.time()
+        async with asyncio.timeout(PATIENCE):
+            while len(fleet.at_work_since(killed_at)) < 3:
+                await asyncio.sleep(0.05)
     assert most_in_a_window(fleet.begun(), 1000) <= 100
     assert most_at_once(fleet.runs()) == 5
-    last = fleet.runs()[-1].began
-    late = [run for run in fleet.runs() if run.began > last - 2]
-    assert len({run.workflow_id.partition("-")[0] for run in late}) == 3
 
 
 async def test_permits_go_round_between_processes_that_are_always_busy(

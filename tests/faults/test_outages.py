@@ -69,7 +69,7 @@ async def test_the_listener_hears_again_after_its_connection_was_killed(server_u
         async with working.dbos:
             await working.start(1)
             handle = await waiting.dbos.retrieve_workflow("w0")
-            assert await handle.get_result(timeout=10) == 0
+            assert await handle.get_result(timeout=PATIENCE) == 0
 
 
 async def test_a_reply_that_is_cut_off_doubles_nothing(

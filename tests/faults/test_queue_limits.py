@@ -80,18 +80,19 @@ async def test_processes_that_are_killed_at_random_never_run_too_many_nor_one_tw
 ) -> None:
     fleet = Fleet(dbos_database_url, tmp_path / "ledger", "--concurrency", "10")
     job = client.stub("job")
-    async with launched(fleet, 4):
-        for _ in range(8):
+    enqueued = 0
+    async with launched(fleet, 4), asyncio.timeout(4 * PATIENCE):
+        while fleet.kills < 8 or not fleet.cut_off():  # some may hit a process that has no work
             calls = [job.bind(random.uniform(0.05, 0.25)) for _ in range(50)]
-            await client.enqueue_many("fleet", calls)
+            enqueued += len(await client.enqueue_many("fleet", calls))
             await asyncio.sleep(random.uniform(0.2, 1.2))  # a kill comes at any moment
             await fleet.kill()
         await until_all_succeeded(database)
     runs = fleet.runs()
-    assert len({run.workflow_id for run in runs}) == 400
+    assert len({run.workflow_id for run in runs}) == enqueued
     assert most_at_once(runs) == 10
     assert twice_at_once(runs) == []
-    assert len(runs) > 400, "no kill hit a workflow that ran"
+    assert len(runs) > enqueued
 
 
 @pytest.mark.parametrize("limits", [{}, {"concurrency": 3}], ids=["plain", "shared limit"])

@@ -9,7 +9,7 @@ import pytest
 from dbos_async import WorkflowCancelledError
 
 HOUR = 3_600.0
-SOON = 10.0
+SOON = 30.0
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ async def test_it_cancels_a_workflow_that_runs_here(shop: Any, official: Any, un
     await until(lambda: "waits" in shop.calls)
     await official.cancel_workflow_async("w")
     with pytest.raises(errors.WorkflowCancelledError):
-        await handle.get_result(timeout=10)
+        await handle.get_result(timeout=30)
     await until(lambda: not shop.dbos.launched().running)
     assert shop.calls == ["double 1", "waits"]
 
@@ -116,7 +116,7 @@ async def test_it_resumes_a_workflow_that_runs_here_and_the_old_run_stops(
     await official.resume_workflow_async("w")
     await until(lambda: shop.calls.count("waits") == 2)
     shop.gate.set()
-    assert await first.get_result(timeout=10) == 4
+    assert await first.get_result(timeout=30) == 4
     assert Counter(shop.calls) == {"double 1": 1, "waits": 2, "double 2": 1}
 
 

@@ -185,5 +185,5 @@ def bench(*arguments: str, url: str) -> "subprocess.CompletedProcess[str]":
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=300,
     )
