@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import psycopg
@@ -53,10 +54,11 @@ def demo(
     dbos_postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Finished]:
     """One run, for all tests of this module; they must leave its database as it is."""
-    url = dbos_postgres.url_of("demo")
-    asyncio.run(databases.ensure_database(dbos_postgres.url, "demo"))
+    name = f"demo_{uuid4().hex}"  # another worker may run other tests of this module
+    url = dbos_postgres.url_of(name)
+    asyncio.run(databases.ensure_database(dbos_postgres.url, name))
     yield Finished(url, demo_in(tmp_path_factory.mktemp("demo"), url))
-    asyncio.run(databases.drop_database(dbos_postgres.url, "demo"))
+    asyncio.run(databases.drop_database(dbos_postgres.url, name))
 
 
 def demo_in(directory: Path, url: str, *options: str) -> Program:

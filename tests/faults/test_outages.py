@@ -87,9 +87,9 @@ async def test_a_reply_that_is_cut_off_doubles_nothing(
 
         async with load.dbos:
             proxy.on_request = every_fifth_write
-            await load.start(20)
-            await load.check()
-        assert proxy.cuts >= 10
+            while proxy.cuts < 10:  # a slow machine writes more at a time
+                await load.start(20)
+                await load.check()
 
 
 async def test_links_that_are_cut_again_and_again(server_url: str) -> None:
