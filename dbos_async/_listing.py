@@ -107,8 +107,11 @@ class Listing:
             ValueError: a number is negative, a time is naive, or there is no such status.
             DatabaseLostError: Postgres cannot be reached; ask again.
         """
-        if limit < 0 or offset < 0:
-            raise ValueError("limit and offset must not be negative")
+        for name, number in (("limit", limit), ("offset", offset)):
+            if not isinstance(number, int):
+                raise TypeError(f"{name} is a number, not {number!r}")
+            if number < 0:
+                raise ValueError(f"{name} must not be negative")
         if not isinstance(after, WorkflowStatus | None):
             raise TypeError(f"after is the last WorkflowStatus of the page before, not {after!r}")
         session = self._acting()
@@ -151,6 +154,8 @@ class Listing:
             ValueError: workflows cannot be grouped by that, or the bucket is below 1 ms.
             DatabaseLostError: Postgres cannot be reached; ask again.
         """
+        if not isinstance(group_by, str | Sequence):
+            raise TypeError(f"group_by is one or several of {', '.join(GROUPS)}, not {group_by!r}")
         groups = [group_by] if isinstance(group_by, str) else list(group_by)
         unknown = set(groups) - set(GROUPS)
         if unknown:

@@ -198,12 +198,13 @@ class Versioning:
                 queues or delayed.
 
         Raises:
-            ValueError: the versions are the same, or no process has ever run the other one.
+            ValueError: the versions are the same, or no process has ever run one of them.
             DatabaseLostError: Postgres cannot be reached; some may have moved, so ask again.
         """
         if from_version == to_version:
             raise ValueError(f"the work is on version {to_version!r} already")
-        check_known(to_version, await self._version_rows("DBOS.listApplicationVersions"))
+        known = await self._version_rows("DBOS.listApplicationVersions")
+        check_known(to_version, known)
         session = self._acting()
 
         async def move() -> int:
@@ -220,7 +221,10 @@ class Versioning:
                     session.tell(notifier.QUEUED, queue or "")
             return moved
 
-        return await recorded("DBOS.moveWork", move, int)
+        moved = await recorded("DBOS.moveWork", move, int)
+        if moved == 0:
+            check_known(from_version, known)
+        return moved
 
     async def _version_rows(self, step: str) -> list[VersionRow]:
         session = self._acting()
@@ -285,12 +289,13 @@ def works_of(
 async def warn_of_stranded(session: Session) -> None:
     """Log, once a launch, the work of this app that waits for a version that nobody runs."""
     work = await fetch_work(session.database, session.application, at_most=LAUNCH_LOOK)
-    stranded = {each.app_version: each.total for each in work if each.is_stranded}
+    stranded = [each for each in work if each.is_stranded]
     if stranded:
+        begun = " --include-pending" if any(each.pending for each in stranded) else ""
         log.warning(
             "work waits for versions of this app that no process runs: run them again until it is "
-            "done, or give it to another by `dbos-async versions move OLD NEW`",
-            workflows=stranded,
+            f"done, or give it to another by `dbos-async versions move OLD NEW{begun}`",
+            workflows={each.app_version: each.total for each in stranded},
             this_version=session.settings.app_version,
         )
 

@@ -103,6 +103,8 @@ def parse(text: str) -> list[ExportedWorkflow]:
         TypeError: it is no text.
         ValueError: it is no export, or one of a version that is not read here.
     """
+    if not isinstance(text, str | bytes):
+        raise TypeError(f"an export is the text that export_workflow made, not {text!r}")
     try:
         found = msgspec.json.decode(text, type=Export)
     except (msgspec.DecodeError, UnicodeEncodeError) as exc:

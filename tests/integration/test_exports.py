@@ -197,6 +197,9 @@ async def test_what_is_no_export_is_refused_and_changes_nothing(
         for wrong in ("", "[]", "{", "\ud800"):
             with pytest.raises(ValueError, match="no text that export_workflow made"):
                 await shop.dbos.import_workflow(wrong)
+        nothing: Any = None
+        with pytest.raises(TypeError, match="the text that export_workflow made, not None"):
+            await shop.dbos.import_workflow(nothing)
         assert await shop.dbos.list_workflows() == []
 
 

@@ -184,6 +184,9 @@ async def test_workflows_are_counted_by_spans_of_time(client: Any) -> None:
         ({"completed_after": "2026-01-01"}, TypeError),
         ({"dequeued_before": datetime(2026, 1, 1)}, ValueError),
         ({"after": "w-001"}, TypeError),
+        ({"limit": "x"}, TypeError),
+        ({"limit": None}, TypeError),
+        ({"offset": -1}, ValueError),
     ],
     ids=str,
 )
@@ -198,6 +201,11 @@ async def test_what_is_no_filter_is_refused(client: Any, wrong: Any, error: Any)
 async def test_what_nothing_can_be_counted_by_is_refused(client: Any, wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"group_by|bucket"):
         await client.count_workflows(**wrong)
+
+
+async def test_nothing_is_no_way_to_count(client: Any) -> None:
+    with pytest.raises(TypeError, match="group_by is one or several of status"):
+        await client.count_workflows(group_by=None)
 
 
 async def test_counts_within_a_workflow_are_recorded(dbos_database_url: str) -> None:

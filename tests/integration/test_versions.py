@@ -107,6 +107,8 @@ async def test_an_unknown_version_is_refused_and_the_known_ones_are_named(
             await shop.dbos.set_latest_application_version("2")
         with pytest.raises(ValueError, match="ever run version '2'; there are: '1'"):
             await shop.dbos.move_work("0", "2")
+        with pytest.raises(ValueError, match="ever run version 'unheard of'; there are: '1'"):
+            await shop.dbos.move_work("unheard of", "1")
         with pytest.raises(ValueError, match="already"):
             await shop.dbos.move_work("1", "1")
 
@@ -182,7 +184,7 @@ async def test_a_launch_warns_of_work_that_nobody_runs_and_names_the_way_out(
             pass
     [line] = [line for line in caplog.messages if "that no process runs" in line]
     assert "workflows={'old': 3}" in line
-    assert "dbos-async versions move OLD NEW" in line
+    assert "dbos-async versions move OLD NEW --include-pending" in line
 
 
 async def test_a_launch_says_nothing_while_another_process_runs_the_old_version(
@@ -238,25 +240,26 @@ async def test_within_a_workflow_the_verbs_are_recorded(dbos_database_url: str) 
     @dbos.workflow
     async def look() -> list[Any]:
         await dbos.set_latest_application_version("1")
+        with pytest.raises(ValueError, match="'0'"):
+            await dbos.move_work("0", "1")
         return [
             [version.name for version in await dbos.list_application_versions()],
             (await dbos.get_latest_application_version()).name,
             [work.processes for work in await dbos.list_version_work()],
-            await dbos.move_work("0", "1"),
         ]
 
     async with dbos:
         handle = await dbos.start_workflow(look)
-        assert await handle.get_result() == [["1"], "1", [1], 0]
+        assert await handle.get_result() == [["1"], "1", [1]]
         steps = await dbos.list_steps(handle.workflow_id)
     assert [step.name.removeprefix("DBOS.") for step in steps] == [
         "listApplicationVersions",
         "setLatestApplicationVersion",
         "listApplicationVersions",
+        "moveWork",
+        "listApplicationVersions",
         "getLatestApplicationVersion",
         "listVersionWork",
-        "listApplicationVersions",
-        "moveWork",
     ]
 
 
