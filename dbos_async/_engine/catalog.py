@@ -3,11 +3,12 @@
     launch, the dispatcher's polls ─▶ learn ─▶ known ─▶ flaw_in, mostly without a round trip
     news of a change, the recheck ─▶ forget ──┘
 
-Nothing is refused on old knowledge: what looks wrong is looked up first.
+Nothing is refused on old knowledge: what looks wrong is looked up first. Nor is old knowledge kept:
+what was on its way when a change was told of may be older than the change.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from dbos_async import errors
 from dbos_async._engine.options import WorkflowOptions
@@ -26,47 +27,42 @@ class Catalog:
         self._fetch = fetch
         self._accepts_any = accepts_any  # where there is no queue yet, as before the first launch
         self._known: dict[str, Limits] = {}
+        self.changes = 0
+        """How many were told of: what is asked for now is news until the next one."""
         self._one_look = asyncio.Lock()
         self._looks = 0
         self._has_warned = False
 
-    def learn(self, rows: Iterable[QueueRow]) -> None:
-        """These are all there are."""
-        self._known = {row.name: limits_of(row) for row in rows}
+    def learn(self, rows: Iterable[QueueRow], *, as_of: int) -> dict[str, Limits]:
+        """These are all there are, by an answer that was asked for after so many changes."""
+        known = {row.name: limits_of(row) for row in rows}
+        if as_of == self.changes:
+            self._known = known
+        return known
 
     def forget(self) -> None:
         """Something has changed, or may have."""
+        self.changes += 1
         self._known = {}
 
     async def flaw_in(
         self, queue_name: str, options: Sequence[WorkflowOptions]
     ) -> Exception | None:
         """Why calls with these options cannot be put on a queue; None if they can."""
-        if queue_name == INTERNAL_QUEUE or self._flaw_in(queue_name, options) is None:
+        if queue_name == INTERNAL_QUEUE or flaw_by(self._known, queue_name, options) is None:
             return None
         looks = self._looks
         async with self._one_look:  # many who ask share it, unless it began before they asked
-            is_old = self._looks == looks or not self._known
-            if is_old and self._flaw_in(queue_name, options) is not None:
+            known = self._known
+            is_old = self._looks == looks or not known
+            if is_old and flaw_by(known, queue_name, options) is not None:
                 self._looks += 1
-                self.learn(await self._fetch())
-        if not self._known and self._accepts_any:
+                as_of = self.changes
+                known = self.learn(await self._fetch(), as_of=as_of)
+        if not known and self._accepts_any:
             self._warn(queue_name)
             return None
-        return self._flaw_in(queue_name, options)
-
-    def _flaw_in(self, queue_name: str, options: Sequence[WorkflowOptions]) -> Exception | None:
-        limits = self._known.get(queue_name)
-        if limits is None:
-            names = ", ".join(map(repr, sorted(self._known))) or "none"
-            return errors.QueueNotFoundError(
-                f"there is no queue named {queue_name!r}; there are: {names}. Declare it with "
-                f"dbos.queue({queue_name!r}) in the app that works on it"
-            )
-        for given in options:
-            if limits.is_partitioned is not ("partition_key" in given):
-                return partition_flaw(queue_name, is_partitioned=limits.is_partitioned)
-        return None
+        return flaw_by(known, queue_name, options)
 
     def _warn(self, queue_name: str) -> None:
         if not self._has_warned:
@@ -76,6 +72,23 @@ class Catalog:
                 "that declares its queue",
                 queue=queue_name,
             )
+
+
+def flaw_by(
+    known: Mapping[str, Limits], queue_name: str, options: Sequence[WorkflowOptions]
+) -> Exception | None:
+    """Why calls with these options cannot be put on a queue, if these are all there are."""
+    limits = known.get(queue_name)
+    if limits is None:
+        names = ", ".join(map(repr, sorted(known))) or "none"
+        return errors.QueueNotFoundError(
+            f"there is no queue named {queue_name!r}; there are: {names}. Declare it with "
+            f"dbos.queue({queue_name!r}) in the app that works on it"
+        )
+    for given in options:
+        if limits.is_partitioned is not ("partition_key" in given):
+            return partition_flaw(queue_name, is_partitioned=limits.is_partitioned)
+    return None
 
 
 def partition_flaw(queue_name: str, *, is_partitioned: bool) -> ValueError:

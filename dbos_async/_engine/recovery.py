@@ -72,8 +72,8 @@ class Recovery:
             self._heard.clear()
             while self._left:
                 executor_id = next(iter(self._left))
+                del self._left[executor_id]  # it may be told of again before this is over
                 await self._database.persistently(partial(self._recover, executor_id))
-                self._left.pop(executor_id, None)
 
     async def _find_left(self) -> list[str]:
         """Whose work there is at the launch: our own id's, and that of all who are dead now."""

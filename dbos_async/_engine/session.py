@@ -169,9 +169,10 @@ class Session:
 
     async def queues(self, name: str | None = None) -> list[QueueRow]:
         """The queue of this name, or all that this app may know."""
+        as_of = self.catalog.changes
         rows = await queues.fetch(self.database, name, self.application)
         if name is None:
-            self.catalog.learn(rows)
+            self.catalog.learn(rows, as_of=as_of)
         return rows
 
     async def _every_queue(self) -> list[QueueRow]:

@@ -9,6 +9,8 @@ import pytest
 from load import PATIENCE
 
 from dbos_async import DBOS, RecoveryExhaustedError
+from dbos_async._engine import leader
+from dbos_async._engine.recovery import Recovery
 from dbos_async.testing import crash_at
 
 
@@ -103,6 +105,27 @@ async def test_two_that_launch_at_once_run_each_workflow_once(dbos_database_url:
     both = one.began + two.began
     assert len(both) == 600
     assert set(both.values()) == {1}
+
+
+async def test_who_leaves_more_while_its_work_is_taken_over_is_heard(
+    dbos_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leader, "LOOK_INTERVAL", 3600)  # nobody looks: it is told
+    recovered: list[str] = []
+    again = asyncio.Event()
+
+    async def recover(recovery: Recovery, executor_id: str) -> None:
+        recovered.append(executor_id)
+        if len(recovered) == 1:
+            recovery.dead([executor_id])
+        else:
+            again.set()
+
+    monkeypatch.setattr(Recovery, "_recover", recover)
+    shop = Shop(dbos_database_url)
+    async with shop.dbos, asyncio.timeout(PATIENCE):
+        await again.wait()
+        assert recovered == [shop.dbos.executor_id] * 2
 
 
 async def test_sleepers_do_not_block_the_recovery_of_others(dbos_database_url: str) -> None:
