@@ -45,6 +45,8 @@ RETRY: Final = 0.25
 """Seconds between two tries to connect, or to take the lock, again."""
 MARGIN: Final = 2.0
 """Seconds beyond the lease to wait for an id in use: the host of its holder may just have died."""
+MAX_LOSSES: Final = 3
+"""Sessions that a launch may lose before it gives up."""
 DEADLINE: Final = 5.0
 FAREWELL: Final = 1.0
 
@@ -143,12 +145,22 @@ class Lease:
 
     async def _hold_first(self) -> None:
         patience = self._thread_loop.time() + self._seconds + MARGIN
+        losses = 0
         await self._connect()
-        while not (await self._hold() or self._is_stopping):
-            if self._thread_loop.time() > patience:
-                raise in_use(self._identity.executor_id, await self._find_holder())
-            await self._pause()
-        await self._try_to_lead()
+        while True:
+            try:
+                if await self._hold() or self._is_stopping:
+                    return await self._try_to_lead()
+                if self._thread_loop.time() > patience:
+                    raise in_use(self._identity.executor_id, await self._find_holder())
+                await self._pause()
+            except errors.DatabaseLostError:  # as when this process stood still for the lease
+                losses += 1
+                if losses > MAX_LOSSES:
+                    raise
+                self._cut()
+                self._is_held = False
+                await self._connect()
 
     async def _pause(self) -> None:
         """Wait for the next beat, or the end."""

@@ -632,6 +632,34 @@ async def test_an_executor_id_in_use_is_refused_with_the_name_of_its_holder(
     assert "DBOS__VMID" in str(raised.value)
 
 
+async def test_a_launch_that_waits_for_its_id_goes_on_when_it_loses_its_session(
+    dbos_database_url: str, database: Any, until: Any
+) -> None:
+    first, second = (DBOS("app", dbos_database_url, executor_id="one") for _ in range(2))
+    locks = (
+        "select pid from pg_stat_activity where datname = current_database() "
+        "and application_name like '%executor lock' and pid <> all ($1::int[])"
+    )
+    known: list[int] = []
+
+    async def waits() -> bool:
+        return (
+            await database.fetchval(f"{locks} and query like '%advisory_lock%'", known) is not None
+        )
+
+    await first.launch()
+    known.append(await database.fetchval(locks, known))
+    launching = asyncio.create_task(second.launch())
+    await until(waits)
+    known.append(await database.fetchval(locks, known))
+    assert await database.fetchval("select pg_terminate_backend($1)", known[-1])
+    await until(waits)
+    await first.shutdown()
+    await launching
+    assert second.executor_id == "one"
+    await second.shutdown()
+
+
 async def test_a_named_executor_takes_its_own_work_back(dbos_database_url: str) -> None:
     dbos = DBOS("app", dbos_database_url, executor_id="one")
 
