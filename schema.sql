@@ -17,7 +17,8 @@
 --     DELAYED ──▶ ENQUEUED ──▶ PENDING ──▶ SUCCESS, ERROR
 --     (not before  (waits for   (runs, or     CANCELLED: by a user or a deadline
 --      its time)    a worker)    its process  MAX_RECOVERY_ATTEMPTS_EXCEEDED: its processes
---                                died)          died too often
+--         ▲                      died)          died too often
+--         └── parked: waits long ──┘
 --
 -- An executor owns a PENDING row while owner_xid is the token that it wrote there. Whoever takes
 -- the workflow over replaces the token; writes that carry an older one do not land.
@@ -261,14 +262,19 @@ grant usage on sequence dbos.message_order to public;
 --     root_workflow_id    seeds the deterministic ids and random numbers of a workflow that was
 --                         forked; NULL: its own id
 --     enqueue_order       from the sequence above; NULL sorts after all others of its millisecond
---     waiting_for         what a workflow waits for that has a process and does not count as
---                         running: 'workflow', others that it enqueued; 'slot', to go on
+--     waiting_for         what a workflow waits for that has begun. One that has a process and does
+--                         not count as running: 'workflow', others that it enqueued; 'slot', to go
+--                         on. One that is parked, so DELAYED and nobody's: 'sleep', or before its
+--                         time 'message <topic>', 'message' without one, 'event <workflow> <key>'
+--     in_line_at          when a workflow that was parked was due, or woken: it stands in line since
+--                         then; NULL: since it was created
 --     recovered_position  the last function_id at the latest recovery: a recovery that finds a
 --                         higher one starts counting attempts anew
 alter table dbos.workflow_status
     add column if not exists root_workflow_id text,
     add column if not exists enqueue_order bigint,
     add column if not exists waiting_for text,
+    add column if not exists in_line_at bigint,
     add column if not exists recovered_position integer;
 
 --     step_key            which step this is, by its place in the task tree; NULL: exactly
@@ -485,7 +491,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if octet_length(new.queue_name) < 2000 and pg_notification_queue_usage() < 0.5 then
+    if octet_length(new.queue_name) < 1300 and pg_notification_queue_usage() < 0.5 then
         perform pg_notify('dbos_async_queued', json_build_array(new.queue_name)::text);
     end if;
     return null;
@@ -498,6 +504,28 @@ for each row
 when (new.status = 'ENQUEUED' and current_setting('dbos_async.own', true) is distinct from 'on')
 execute function dbos.dbos_async_tell_queue();
 
+-- The same for who streams: an executor of another library. Readers wait for the stream's name, which
+-- is the workflow's id and the key with a newline between them.
+create or replace function dbos.dbos_async_tell_stream() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    words constant text := json_build_array(new.workflow_uuid || chr(10) || new.key)::text;
+begin
+    if octet_length(words) < 7900 and pg_notification_queue_usage() < 0.5 then
+        perform pg_notify('dbos_async_streams', words);
+    end if;
+    return null;
+end
+$$;
+
+create or replace trigger dbos_async_streamed
+after insert on dbos.streams
+for each row
+when (current_setting('dbos_async.own', true) is distinct from 'on')
+execute function dbos.dbos_async_tell_stream();
+
 -- The same for who changes a queue's limits or pauses it by SQL.
 create or replace function dbos.dbos_async_tell_configured() returns trigger
 language plpgsql
@@ -506,7 +534,7 @@ as $$
 declare
     name constant text := case when tg_op = 'DELETE' then old.name else new.name end;
 begin
-    if octet_length(name) < 2000 and pg_notification_queue_usage() < 0.5 then
+    if octet_length(name) < 1300 and pg_notification_queue_usage() < 0.5 then
         perform pg_notify('dbos_async_configured', json_build_array(name)::text);
     end if;
     return null;
@@ -531,11 +559,11 @@ begin
     if pg_notification_queue_usage() >= 0.5 then
         return null;
     end if;
-    if octet_length(new.workflow_uuid) < 2000
+    if octet_length(new.workflow_uuid) < 1300
        and (new.status = 'CANCELLED' or old.status = 'PENDING') then
         perform pg_notify('dbos_async_ended', json_build_array(new.workflow_uuid)::text);
     end if;
-    if new.status = 'ENQUEUED' and octet_length(new.queue_name) < 2000 then
+    if new.status = 'ENQUEUED' and octet_length(new.queue_name) < 1300 then
         perform pg_notify('dbos_async_queued', json_build_array(new.queue_name)::text);
     end if;
     return null;
@@ -548,6 +576,171 @@ for each row
 when (new.status in ('ENQUEUED', 'CANCELLED')
       and current_setting('dbos_async.own', true) is distinct from 'on')
 execute function dbos.dbos_async_tell_change();
+
+-- The same for who sends messages or publishes events without knowing us: it wakes whoever waits.
+create or replace function dbos.dbos_async_tell_message() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    payload constant text := json_build_array(new.destination_uuid || '::' || new.topic)::text;
+begin
+    if octet_length(payload) < 7900 and pg_notification_queue_usage() < 0.5 then
+        perform pg_notify('dbos_async_messages', payload);
+    end if;
+    return null;
+end
+$$;
+
+create or replace trigger dbos_async_message_sent
+after insert on dbos.notifications
+for each row
+when (current_setting('dbos_async.own', true) is distinct from 'on')
+execute function dbos.dbos_async_tell_message();
+
+create or replace function dbos.dbos_async_tell_event() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    payload constant text := json_build_array(new.workflow_uuid || '::' || new.key)::text;
+begin
+    if octet_length(payload) < 7900 and pg_notification_queue_usage() < 0.5 then
+        perform pg_notify('dbos_async_events', payload);
+    end if;
+    return null;
+end
+$$;
+
+create or replace trigger dbos_async_event_set
+after insert or update on dbos.workflow_events
+for each row
+when (current_setting('dbos_async.own', true) is distinct from 'on')
+execute function dbos.dbos_async_tell_event();
+
+-- A parked workflow waits for a message or for an event, and whoever sends it puts the workflow back
+-- on its queue: our own processes, other clients and SQL alike, in the transaction that sends. No
+-- wake-up is lost. Who parks a workflow locks its row, and that of the workflow whose event it waits
+-- for, before he looks whether the news is there; the foreign keys of messages and events make the
+-- sender wait for that lock. So either he sees the news, or they see his row, here: triggers of a
+-- statement run after its foreign keys are checked, and by READ COMMITTED with a snapshot that is
+-- younger still.
+--
+-- In REPEATABLE READ and above the snapshot may be older than the parking. There the rows that would
+-- have been locked must be as the snapshot has them: a lock that can be had says so, and one that
+-- cannot raises a serialization error, which such senders know to repeat. It is given back at once,
+-- by the end of the subtransaction, because a running workflow needs the row for each of its steps;
+-- the foreign key's lock stays, and keeps anybody from parking before the sender's end.
+create or replace function dbos.dbos_async_expect_unchanged(workflow_ids text[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if current_setting('transaction_isolation') in ('read committed', 'read uncommitted') then
+        return;
+    end if;
+    perform from dbos.workflow_status w
+      where w.workflow_uuid = any(workflow_ids)
+      order by w.workflow_uuid
+        for no key update;
+    raise exception using errcode = 'DA001', message = 'unchanged';
+exception
+    when sqlstate 'DA001' then
+        return;
+end
+$$;
+
+-- Wakes each of these workflows if it waits for its piece of news, and tells the workers of their
+-- queues. They are locked in the order of their ids.
+create or replace function dbos.dbos_async_wake(workflow_ids text[], news text[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    queue text;
+begin
+    for queue in
+        with parked as materialized (
+            select w.workflow_uuid
+              from unnest(workflow_ids, news) as t(workflow_id, piece)
+              join dbos.workflow_status w on w.workflow_uuid = t.workflow_id
+             where w.status = 'DELAYED' and w.waiting_for = t.piece
+             order by w.workflow_uuid
+               for update of w
+        ), woken as (
+            update dbos.workflow_status w
+               set status = 'ENQUEUED', waiting_for = null, delay_until_epoch_ms = null,
+                   in_line_at = (extract(epoch from clock_timestamp()) * 1000)::bigint,
+                   updated_at = (extract(epoch from clock_timestamp()) * 1000)::bigint
+              from parked p
+             where w.workflow_uuid = p.workflow_uuid
+            returning w.queue_name
+        )
+        select distinct w.queue_name from woken w
+    loop
+        if octet_length(queue) < 1300 and pg_notification_queue_usage() < 0.5 then
+            perform pg_notify('dbos_async_queued', json_build_array(queue)::text);
+        end if;
+    end loop;
+end
+$$;
+
+create or replace function dbos.dbos_async_wake_receivers() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    receivers text[];
+    news text[];
+begin
+    select array_agg(s.destination_uuid),
+           array_agg(case when coalesce(s.topic, '__null__topic__') = '__null__topic__'
+                          then 'message' else 'message ' || s.topic end)
+      into receivers, news
+      from sent s;
+    perform dbos.dbos_async_expect_unchanged(receivers);
+    perform dbos.dbos_async_wake(receivers, news);
+    return null;
+end
+$$;
+
+create or replace trigger dbos_async_sent
+after insert on dbos.notifications
+referencing new table as sent
+for each statement
+execute function dbos.dbos_async_wake_receivers();
+
+-- Of an event only the first value is news. Whoever parks leaves a new version of the row of the
+-- workflow whose event it is, though nothing in it has changed: that is what a sender with an older
+-- snapshot stumbles over.
+create or replace function dbos.dbos_async_wake_watchers() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    news constant text[] := array(
+        select 'event ' || p.workflow_uuid || ' ' || p.key from published p);
+    watchers text[];
+    awaited text[];
+begin
+    perform dbos.dbos_async_expect_unchanged(
+        array(select distinct p.workflow_uuid from published p));
+    select array_agg(w.workflow_uuid), array_agg(w.waiting_for) into watchers, awaited
+      from dbos.workflow_status w
+     where w.status = 'DELAYED' and starts_with(w.waiting_for, 'event ')
+       and w.waiting_for = any(news);
+    if watchers is not null then
+        perform dbos.dbos_async_wake(watchers, awaited);
+    end if;
+    return null;
+end
+$$;
+
+create or replace trigger dbos_async_published
+after insert on dbos.workflow_events
+referencing new table as published
+for each statement
+execute function dbos.dbos_async_wake_watchers();
 
 
 -- Part 2. Indexes
@@ -563,13 +756,14 @@ create unique index if not exists uq_workflow_status_dedup_id
 -- Claims: the head of a queue, in order.
 create index if not exists dbos_async_line
     on dbos.workflow_status
-       (queue_name, priority, created_at, coalesce(enqueue_order, 9223372036854775807))
+       (queue_name, priority, coalesce(in_line_at, created_at),
+        coalesce(enqueue_order, 9223372036854775807))
     where status = 'ENQUEUED';
 
 -- Claims from a partitioned queue: which partitions wait, and the head of each.
 create index if not exists dbos_async_partition_line
     on dbos.workflow_status
-       (queue_name, queue_partition_key, priority, created_at,
+       (queue_name, queue_partition_key, priority, coalesce(in_line_at, created_at),
         coalesce(enqueue_order, 9223372036854775807))
     where status = 'ENQUEUED' and queue_partition_key is not null;
 
@@ -587,6 +781,11 @@ create index if not exists dbos_async_pending
 create index if not exists dbos_async_delayed
     on dbos.workflow_status (delay_until_epoch_ms)
     where status = 'DELAYED';
+
+-- Whom the first value of an event wakes.
+create index if not exists dbos_async_watching
+    on dbos.workflow_status (waiting_for)
+    where status = 'DELAYED' and starts_with(waiting_for, 'event ');
 
 -- Deadlines that nobody keeps: what waits, and what a dead process has.
 create index if not exists dbos_async_deadline

@@ -25,16 +25,26 @@ but a future. What may be true at each await:
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import ClassVar, Final, LiteralString, NamedTuple, Protocol
-
-from msgspec import Struct, structs
+from typing import ClassVar, Final, Protocol
 
 from dbos_async import errors
 from dbos_async._log import log
 from dbos_async._service import running
 from dbos_async._store import sql
+from dbos_async._store.batches import (
+    MAX_ROWS,
+    Waiting,
+    columns,
+    ids_of,
+    key_of,
+    number_enqueues,
+    sort_key,
+    statement_of,
+    step_of,
+    taken,
+)
 from dbos_async._store.database import (
     DEADLINE,
     PASSING,
@@ -44,27 +54,20 @@ from dbos_async._store.database import (
     count_of,
     translated,
 )
+from dbos_async._store.landings import Deduplicated, Found, Landing, Renumber, deduplicated
 from dbos_async._store.records import (
-    ChildWrite,
-    CompletionWrite,
     EffectWrite,
-    EventRow,
-    Fence,
-    MessageRow,
     Owner,
     ReceiptWrite,
     Recorded,
     StepWrite,
-    StreamRow,
     WorkflowWrite,
     Write,
 )
 
-MAX_ROWS: Final = 1_000
 MAX_IN_STEP: Final = 64
 """When more than this arrives at once after a pause, half goes first. Else all callers march in
 step: Postgres rests while they compute, and they while it writes. Measured: 1.2 to 1.5 x."""
-MAX_BYTES: Final = 16 * 1024 * 1024
 MAX_LOSSES: Final = 10
 """Connections that one lone write may break before the others go on without it."""
 
@@ -79,35 +82,6 @@ select set_config('lock_timeout', '50ms', false), set_config('enable_seqscan', '
 # One turn of a write that waits for a row. A connection that a turn fails on is not used again.
 TURN: Final = "select set_config('lock_timeout', '500ms', false)"
 END_OF_TURN: Final = "select set_config('lock_timeout', '0', false)"
-
-Landing = Recorded | Owner | Fence | None
-"""What became of a write: None, it landed; else what stands in its place."""
-
-
-class Waiting(Struct, eq=False):
-    """A write, and the caller it holds up."""
-
-    write: Write
-    durable: asyncio.Future[Landing]
-
-    def settle(self, landing: Landing = None) -> None:
-        """Let the caller go on, unless it was cancelled meanwhile."""
-        if not self.durable.done():
-            self.durable.set_result(landing)
-
-    def refuse(self, error: BaseException) -> None:
-        """Tell the caller that its write will never land."""
-        if not self.durable.done():
-            self.durable.set_exception(error)
-
-
-class Statement(NamedTuple):
-    """What one batch is sent as, and how many rows must land for nobody to need an answer."""
-
-    text: LiteralString
-    values: Sequence[object]
-    rows: int
-    counts_itself: bool = False
 
 
 class CrashPoint(Protocol):
@@ -133,6 +107,8 @@ class Checkpointer:
         self._application = application
         self._waiting: deque[Waiting] = deque()
         self._arrived = asyncio.Event()
+        self._travelling: list[Waiting] = []
+        self._answered = asyncio.Event()
         self._closing = False
         self.obituary: BaseException = errors.DatabaseLostError(
             "the app has shut down; whether this was recorded shows at the next launch"
@@ -141,7 +117,7 @@ class Checkpointer:
         self._connection: Connection | None = None
         self._runner: asyncio.Task[object] | None = None
         self._flush: asyncio.TimerHandle | None = None
-        self._aside: set[asyncio.Task[None]] = set()
+        self._aside: dict[asyncio.Task[None], Waiting] = {}
         self._one_aside = asyncio.Semaphore(1)
 
     @asynccontextmanager
@@ -172,6 +148,24 @@ class Checkpointer:
         self._arrived.set()
         return durable
 
+    async def rest(self) -> None:
+        """Return once whatever was given to `commit` before has been answered.
+
+        Writes go on without their callers, so these may have been cancelled long ago.
+
+        Raises:
+            DatabaseLostError: there is an outage; when they will be answered is unknown.
+        """
+        earlier = set(self._unanswered())
+        while not earlier.isdisjoint(self._unanswered()):
+            if self._database.is_away:
+                raise errors.DatabaseLostError("Postgres is away, and writes are left")
+            self._answered.clear()
+            await self._answered.wait()
+
+    def _unanswered(self) -> list[Waiting]:
+        return [*self._waiting, *self._travelling, *self._aside.values()]
+
     def close(self) -> None:
         """Take no more writes; `open` ends once those that wait are durable, or `FLUSH` is over."""
         self._closing = True
@@ -193,8 +187,11 @@ class Checkpointer:
     async def _run(self) -> None:
         self._runner = asyncio.current_task()
         while batch := await self._next_batch():
+            self._travelling = batch
             with self._accountable(batch):
                 await self._land(batch)
+            self._travelling = []
+            self._answered.set()
         await asyncio.gather(*self._aside)
 
     async def _next_batch(self) -> list[Waiting]:
@@ -229,6 +226,7 @@ class Checkpointer:
             except errors.DatabaseLostError as exc:
                 self._disconnect()
                 losses += not isinstance(exc.__cause__, PASSING)
+                self._answered.set()
                 await self._database.back(exc)
                 if losses > 1 and len(batch) > 1:
                     return await self._halve(batch)
@@ -246,8 +244,12 @@ class Checkpointer:
 
     def _set_aside(self, waiting: Waiting) -> None:
         task = asyncio.create_task(self._land_aside(waiting), name="dbos contended write")
-        self._aside.add(task)
-        task.add_done_callback(self._aside.discard)
+        self._aside[task] = waiting
+        task.add_done_callback(self._back_from_aside)
+
+    def _back_from_aside(self, task: asyncio.Task[None]) -> None:
+        del self._aside[task]
+        self._answered.set()
 
     async def _land_aside(self, waiting: Waiting) -> None:
         """Wait for whoever holds the row, a turn at a time: others wait for other rows."""
@@ -274,7 +276,10 @@ class Checkpointer:
 
         Batches of nothing but starts, steps and ends, nearly all, are one statement.
         """
-        effects = any(isinstance(waiting.write, EffectWrite) for waiting in batch)
+        kinds = {type(waiting.write) for waiting in batch}
+        effects = EffectWrite in kinds
+        if not effects and ReceiptWrite not in kinds:
+            return await self._record_together(connection, batch)
         told: list[Waiting] = []
         others: list[Waiting] = []
         receipts: list[Waiting] = []
@@ -290,6 +295,7 @@ class Checkpointer:
                 await self._record_together(connection, part)
         if receipts:
             await self._receive(connection, receipts)
+        return None
 
     async def _receive(self, connection: Connection, batch: list[Waiting]) -> None:
         writes = [waiting.write for waiting in batch if isinstance(waiting.write, ReceiptWrite)]
@@ -302,14 +308,20 @@ class Checkpointer:
                     [write.topic for write in writes],
                     self._application,
                 )
-                received = {(row[0], row[2]): Recorded(*row) for row in rows}
+                found = {(row[0], row[2]) for row in rows}
+                for write in writes:
+                    write.is_found = (write.workflow_id, write.step.key) in found
+                received = {
+                    (row[0], row[2]): Recorded(*row[:-1]) for row in rows if row["has_landed"]
+                }
                 landed = [waiting for waiting in batch if key_of(waiting) in received]
                 if landed and self.crash_point is not None:
                     await self.crash_point.answered(landed)
                 for waiting in landed:
                     waiting.settle(received[key_of(waiting)])
                 if len(landed) < len(batch):
-                    await self._resolve(connection, [w for w in batch if w not in landed])
+                    others = [each for each in batch if key_of(each) not in received]
+                    await self._resolve(connection, others)
 
     async def _record_together(self, connection: Connection, batch: list[Waiting]) -> None:
         statement = statement_of([waiting.write for waiting in batch], self._application)
@@ -401,263 +413,3 @@ class Checkpointer:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
-
-
-class Renumber(NamedTuple):
-    """Decision: the step's number is taken by another step."""
-
-    step: StepWrite
-
-
-class Deduplicated(NamedTuple):
-    """Decision: the workflow was not created, though its id is free."""
-
-    workflow: WorkflowWrite
-
-
-class Found(NamedTuple):
-    """What Postgres has of the things that a batch wrote."""
-
-    steps: dict[tuple[str, str], Recorded]
-    owners: dict[str, Owner]
-
-    def landing_of(self, write: Write) -> Landing | Renumber | Deduplicated:
-        """What became of `write`.
-
-        Raises:
-            WorkflowConflictError: a child's id belongs to another workflow function.
-        """
-        match write:
-            case StepWrite():
-                return self.landing_of_step(write)
-            case WorkflowWrite():
-                return self._landing_of_workflow(write)
-            case ChildWrite(step, workflow):
-                child = self.owners.get(workflow.workflow_id)
-                if child is not None and child.creator == workflow.creator:
-                    return None  # it landed, whatever has become of its parent since
-                landing = self.landing_of_step(step)
-                if (
-                    isinstance(landing, Recorded)
-                    and landing.child_workflow_id == workflow.workflow_id
-                ):
-                    return self._landing_of_workflow(workflow)
-                return landing
-            case CompletionWrite():
-                owner = self.owners.get(write.workflow_id)
-                ours = (
-                    owner is not None
-                    and owner.owner == write.owner
-                    and owner.status == write.status
-                )
-                return None if ours else Fence.LOST
-            case EffectWrite():
-                if write.step is not None:
-                    return self.landing_of_step(write.step)
-                owner = self.owners.get(write.workflow_id)
-                return None if is_held(owner, write.owner) else Fence.LOST
-            case ReceiptWrite(step):
-                landing = self.landing_of_step(step)
-                return Fence.NO_MESSAGE if isinstance(landing, Renumber) else landing
-
-    def landing_of_step(self, step: StepWrite) -> Recorded | Fence | Renumber:
-        """What stands in the place of a step that did not land."""
-        if not is_held(self.owners.get(step.workflow_id), step.owner):
-            return Fence.LOST
-        return self.steps.get((step.workflow_id, step.key)) or Renumber(step)
-
-    def _landing_of_workflow(self, write: WorkflowWrite) -> Owner | Deduplicated | None:
-        owner = self.owners.get(write.workflow_id)
-        if owner is None:
-            return Deduplicated(write)
-        if owner.creator == write.creator:
-            return None
-        asked = (write.name, write.class_name or "", write.config_name or "")
-        if asked != (owner.name, owner.class_name or "", owner.config_name or ""):
-            raise errors.WorkflowConflictError(
-                f"workflow id {write.workflow_id!r} belongs to a workflow of {owner.name!r}"
-                f"{f' on {owner.config_name!r}' if owner.config_name else ''}, not of "
-                f"{write.name!r}: choose another id",
-                workflow_id=write.workflow_id,
-            )
-        return owner
-
-
-def is_held(found: Owner | None, owner: str) -> bool:
-    """Whether a workflow is PENDING under this owner's token."""
-    return found is not None and found.status == "PENDING" and found.owner == owner
-
-
-def deduplicated(write: WorkflowWrite, holder: str) -> errors.DeduplicatedError:
-    """What the caller of an enqueue is told whose deduplication id another workflow has."""
-    return errors.DeduplicatedError(
-        f"the deduplication id {write.deduplication_id!r} of queue {write.queue_name!r} is held by "
-        f"workflow {holder!r}",
-        workflow_id=holder,
-    )
-
-
-def taken(waiting: deque[Waiting], limit: int) -> list[Waiting]:
-    """Up to `limit` writes and `MAX_BYTES` from the front; a larger write goes alone.
-
-    A completion stays behind the steps of its own workflow, for the next batch.
-    """
-    batch: list[Waiting] = []
-    later: list[Waiting] = []
-    stepping: set[str] = set()
-    size = 0
-    while waiting and len(batch) < limit:
-        write = waiting[0].write
-        size += size_of(write)
-        if size > MAX_BYTES and batch:
-            break
-        if isinstance(write, CompletionWrite):
-            if write.workflow_id in stepping:
-                later.append(waiting.popleft())
-                continue
-        elif isinstance(write, StepWrite | EffectWrite):
-            stepping.add(write.workflow_id)
-        elif isinstance(write, ChildWrite | ReceiptWrite):
-            stepping.add(write.step.workflow_id)
-        batch.append(waiting.popleft())
-    waiting.extendleft(reversed(later))
-    return batch
-
-
-def number_enqueues(batch: list[Waiting]) -> None:
-    """Let queues be first in, first out, though the rows are written in another order."""
-    for place, waiting in enumerate(batch):
-        write = waiting.write
-        workflow = write.workflow if isinstance(write, ChildWrite) else write
-        if isinstance(workflow, WorkflowWrite) and workflow.queue_name is not None:
-            workflow.arrival = place
-
-
-def size_of(write: Write) -> int:
-    """About how many bytes a write sends."""
-    match write:
-        case StepWrite() | CompletionWrite():
-            return len(write.output or write.error or "")
-        case WorkflowWrite():
-            return len(write.inputs)
-        case ChildWrite(_, workflow):
-            return len(workflow.inputs)
-        case ReceiptWrite():
-            return 0
-        case EffectWrite():
-            return sum(
-                len(effect.message if isinstance(effect, MessageRow) else effect.value)
-                for effect in write.effects
-            )
-
-
-def sort_key(write: Write) -> str:
-    """Rows are locked in the order of their workflows."""
-    return write.step.workflow_id if isinstance(write, ChildWrite) else write.workflow_id
-
-
-def step_of(write: Write) -> StepWrite | None:
-    """The step row in a write, if there is one."""
-    if isinstance(write, ChildWrite | EffectWrite | ReceiptWrite):
-        return write.step
-    return write if isinstance(write, StepWrite) else None
-
-
-def ids_of(write: Write) -> tuple[str, ...]:
-    """Every workflow that a write touches."""
-    if isinstance(write, ChildWrite):
-        return write.step.workflow_id, write.workflow.workflow_id
-    return (write.workflow_id,)
-
-
-def key_of(waiting: Waiting) -> tuple[str, str]:
-    """The workflow and the key of a write's step."""
-    step = step_of(waiting.write)
-    return ("", "") if step is None else (step.workflow_id, step.key)
-
-
-def statement_of(writes: list[Write], application: str | None) -> Statement:
-    """The narrowest statement that carries all of `writes`."""
-    kinds = {type(write) for write in writes}
-    if kinds == {StepWrite}:
-        if len(writes) == 1:
-            step = [getattr(writes[0], field) for field in StepWrite.__struct_fields__]
-            return Statement(sql.RECORD_STEP, [*step, application], 1)
-        return Statement(sql.RECORD_STEPS, [*columns(StepWrite, writes), application], len(writes))
-    if kinds == {WorkflowWrite}:
-        return Statement(
-            sql.CREATE_WORKFLOWS, [*columns(WorkflowWrite, writes), application], len(writes)
-        )
-    if kinds == {CompletionWrite}:
-        return Statement(sql.COMPLETE_WORKFLOWS, columns(CompletionWrite, writes), len(writes))
-    if EffectWrite in kinds:
-        return effective(writes, application)
-    return mixed(writes, application)
-
-
-def mixed(writes: list[Write], application: str | None) -> Statement:
-    """The statement for several kinds at once."""
-    children = [write for write in writes if isinstance(write, ChildWrite)]
-    steps = [step for write in writes if (step := step_of(write)) is not None]
-    roots = [write for write in writes if isinstance(write, WorkflowWrite)]
-    workflows = [*roots, *(child.workflow for child in children)]
-    positions = [*(None for _ in roots), *(child.step.position for child in children)]
-    completions = [write for write in writes if isinstance(write, CompletionWrite)]
-    return Statement(
-        sql.RECORD_MIXED,
-        [
-            *columns(StepWrite, steps),
-            application,
-            *columns(WorkflowWrite, workflows),
-            positions,
-            *columns(CompletionWrite, completions),
-        ],
-        rows=len(steps) + len(workflows) + len(completions),
-        counts_itself=True,
-    )
-
-
-def effective(writes: list[Write], application: str | None) -> Statement:
-    """The statement for steps and what they tell others."""
-    steps = [step for write in writes if (step := step_of(write)) is not None]
-    told = [write for write in writes if isinstance(write, EffectWrite)]
-    messages: list[tuple[object, ...]] = []
-    values: list[tuple[object, ...]] = []
-    for write in told:
-        step = write.step
-        position = write.position if step is None else step.position
-        owner = write.owner if step is None else None
-        for effect in write.effects:
-            match effect:
-                case MessageRow():
-                    messages.append((write.workflow_id, position, *structs.astuple(effect)))
-                case EventRow(key, value):
-                    values.append((write.workflow_id, position, owner, key, value, None))
-                case StreamRow(key, value, offset):
-                    values.append((write.workflow_id, position, owner, key, value, offset))
-    return Statement(
-        sql.RECORD_EFFECTS,
-        [
-            *columns(StepWrite, steps),
-            application,
-            *turned(messages, 6),
-            *turned(values, 6),
-        ],
-        rows=len(steps) + sum(owner is not None for _, _, owner, *_ in values),
-        counts_itself=True,
-    )
-
-
-def columns(kind: type[Struct], writes: Sequence[Struct]) -> list[list[object]]:
-    """The writes turned on their side: one list a column, as `unnest` takes them.
-
-    A column of nothing but NULL is sent empty, which `unnest` fills up with NULL: asyncpg looks at
-    every element, and most columns of most batches are like that.
-    """
-    lists = [[getattr(write, field) for write in writes] for field in kind.__struct_fields__]
-    return [column if column.count(None) < len(column) else [] for column in lists]
-
-
-def turned(rows: list[tuple[object, ...]], width: int) -> list[list[object]]:
-    """Rows turned on their side."""
-    return [[row[place] for row in rows] for place in range(width)]

@@ -5,6 +5,7 @@ This process reads that clock now and then and counts on monotonically; no wall 
 """
 
 import asyncio
+import contextvars
 import time
 import weakref
 from datetime import UTC, datetime, timedelta
@@ -30,6 +31,9 @@ class Clock:
 
     def __init__(self) -> None:
         self._offset_ms = time.time() * 1000 - time.monotonic() * 1000
+        self._nowhere = contextvars.Context()
+        """Where naps end. A loop keeps cancelled timers for long, and with them their context,
+        which in a workflow is all of it."""
         self.sleepers: set[asyncio.Future[None]] = set()
         Clock.running.add(self)
 
@@ -72,7 +76,8 @@ class Clock:
         return future.done()
 
     async def _nap(self, milliseconds: float, awake: "asyncio.Future[None]") -> None:
-        timer = awake.get_loop().call_later(min(milliseconds / 1000, LONGEST_NAP), wake, awake)
+        nap = min(milliseconds / 1000, LONGEST_NAP)
+        timer = awake.get_loop().call_later(nap, wake, awake, context=self._nowhere)
         self.sleepers.add(awake)
         try:
             await awake

@@ -80,6 +80,10 @@ class ContendedError(errors.DatabaseLostError):
     """Somebody else's transaction holds a row that the statement needs; it passes, too."""
 
 
+class DanglingError(errors.DatabaseRefusedError):
+    """The row refers to one that does not exist."""
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Raise our errors for the driver's."""
@@ -92,6 +96,8 @@ def translated() -> Iterator[None]:
         if isinstance(exc, ValueError) and not isinstance(exc, HOPELESS):
             raise errors.DatabaseRefusedError(str(exc)) from exc
         raise errors.DatabaseLostError(reason_of(exc)) from exc
+    except asyncpg.ForeignKeyViolationError as exc:
+        raise DanglingError(str(exc)) from exc
     except asyncpg.PostgresError as exc:
         raise errors.DatabaseRefusedError(f"{type(exc).__name__}: {exc}") from exc
 
@@ -128,6 +134,11 @@ class Database:
         """Where the database is."""
         assert self._settings.database_url is not None
         return self._settings.database_url
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it was lost, and has not answered the prober since."""
+        return not self._back.is_set()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Database"]:

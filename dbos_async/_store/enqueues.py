@@ -21,9 +21,10 @@ from typing import Final
 import msgspec
 
 from dbos_async._store import sql
+from dbos_async._store.batches import MAX_BYTES, MAX_ROWS
 from dbos_async._store.borrowed import AsyncpgTransaction, Transaction, borrow, explained
-from dbos_async._store.checkpointer import MAX_BYTES, MAX_ROWS, Found, Renumber, deduplicated
 from dbos_async._store.database import DEADLINE, Connection, Database, count_of
+from dbos_async._store.landings import Found, Renumber, deduplicated
 from dbos_async._store.records import Fence, Owner, Recorded, StepWrite, WorkflowWrite
 
 ROWS_WITHIN_DEADLINE: Final = 10_000

@@ -144,9 +144,9 @@ class Lease:
             await self._let_go()
 
     async def _hold_first(self) -> None:
-        patience = self._thread_loop.time() + self._seconds + MARGIN
         losses = 0
         await self._connect()
+        patience = self._thread_loop.time() + self._seconds + MARGIN
         while True:
             try:
                 if await self._hold() or self._is_stopping:

@@ -5,7 +5,8 @@
 A notification is a hint. A notifying commit takes a cluster-wide lock, so none is sent inside a
 transaction that writes; it goes out here, after the commit, as many as wait in one statement. It is
 lost when the process dies in between or the connection breaks, so everything that waits for news
-also looks for itself: at every `recheck`, which comes every few seconds and after each re-LISTEN.
+also looks for itself: at every `recheck`, which comes every few seconds and after each re-LISTEN. A
+process that ends in order tells what it has posted.
 
 The connection has no state worth keeping: a lost one is replaced, its posts go out again, and the
 recheck that follows makes up for what was missed.
@@ -40,10 +41,23 @@ PERMITS: Final = "dbos_async_permits"
 """Channel: permits of these limiters were given back, or somebody waits for some."""
 DEAD: Final = "dbos_async_dead"
 """Channel: these executors have left work, because they died or were shut down."""
+STREAMED: Final = "dbos_async_streams"
+"""Channel: these streams have more to read: workflow ids and keys, a newline between them."""
+MESSAGES: Final = "dbos_async_messages"
+"""Channel: these workflows have messages of these topics, `workflow::topic`."""
+EVENTS: Final = "dbos_async_events"
+"""Channel: these workflows have published under these keys, `workflow::key`."""
 
+CHANNELS: Final = (ENDED, QUEUED, CONFIGURED, DELAYED, PERMITS, DEAD, STREAMED, MESSAGES, EVENTS)
+
+NOT_DURABLE: Final = "select set_config('synchronous_commit', 'off', false)"
+"""A commit that notifies waits for the disk like any other, with a lock that all who notify share;
+but a server that crashes has lost its listeners, too."""
 MAX_PAYLOAD_BYTES: Final = 7_900
 """Below the 8,000 bytes that NOTIFY allows. Source: Postgres manual, NOTIFY."""
 STATEMENT_DEADLINE: Final = 10.0
+FAREWELL: Final = 1.0
+"""Seconds that the last news has to leave."""
 REFUSAL_SILENCE: Final = 60.0
 """Seconds between two warnings of refused notifications."""
 
@@ -68,31 +82,51 @@ class Notifier:
         self._posted: defaultdict[str, set[str]] = defaultdict(set)
         self._arrived = asyncio.Event()
         self._silent_until = 0.0
+        self._closing = False
+        self._runner: asyncio.Task[object] | None = None
+        self._farewell: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Notifier"]:
-        """Listen for the length of the block; the clock is set when it begins."""
+        """Listen for the length of the block; the clock is set when it begins.
+
+        What was posted by its end is told, if that takes no longer than `FAREWELL`.
+        """
         connection = await self._connect()
-        async with running(notifier=self._run(connection)):
-            yield self
+        try:
+            async with running(self._close, notifier=self._run(connection)):
+                yield self
+        finally:
+            if self._farewell is not None:
+                self._farewell.cancel()
 
     def post(self, channel: str, word: str) -> None:
         """Tell the other processes, soon; this process is not told."""
         self._posted[channel].add(word)
         self._arrived.set()
 
+    def _close(self) -> None:
+        self._closing = True
+        self._arrived.set()
+        if self._runner is not None:
+            loop = asyncio.get_running_loop()
+            self._farewell = loop.call_later(FAREWELL, self._runner.cancel)
+
     async def _run(self, connection: Connection) -> None:
-        while True:
+        self._runner = asyncio.current_task()
+        while not self._closing:
             try:
                 with translated():
                     await self._serve(connection)
             except errors.DatabaseLostError as exc:
                 connection.terminate()
-                connection = await self._reconnect(exc)
-                self._on_recheck()
+                if not self._closing:
+                    connection = await self._reconnect(exc)
+                    self._on_recheck()
             except BaseException:
                 connection.terminate()
                 raise
+        connection.terminate()
 
     async def _reconnect(self, lost: errors.DatabaseLostError) -> Connection:
         while True:
@@ -106,15 +140,16 @@ class Notifier:
         connection = await self._database.dial("notifier")
         with translated():
             async with asyncio.timeout(STATEMENT_DEADLINE):
+                await connection.execute(NOT_DURABLE)
                 connection.add_termination_listener(lambda _: self._arrived.set())
-                for channel in (ENDED, QUEUED, CONFIGURED, DELAYED, PERMITS, DEAD):
+                for channel in CHANNELS:
                     await connection.add_listener(channel, self._heard)
                 await self._look_at_clock(connection)
         return connection
 
     async def _serve(self, connection: Connection) -> None:
         recheck_at = time.monotonic() + self._jittered()
-        while True:
+        while self._posted or not self._closing:
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, recheck_at - time.monotonic())):
                     await self._arrived.wait()

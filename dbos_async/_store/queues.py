@@ -124,8 +124,9 @@ async def set_delay(
     if not outcomes:
         raise errors.WorkflowNotFoundError(workflow_id)
     raise ValueError(
-        f"workflow {workflow_id!r} is {outcomes[0].status}: only one that is DELAYED has a delay "
-        "to change"
+        f"workflow {workflow_id!r} is {outcomes[0].status}, and only one that is DELAYED and has "
+        "not begun has a delay to change; what one waits for that has begun ends by the message or "
+        "the event that it waits for, in its own time, or by cancelling the workflow"
     )
 
 

@@ -113,6 +113,25 @@ class StreamRow(Struct, gc=False):
     offset: int
 
 
+class StreamEnd(Struct, frozen=True):
+    """The last that there is of a stream."""
+
+    offset: int
+    is_closed: bool
+
+
+class StreamValue(Struct, frozen=True, gc=False):
+    """A value of a stream as Postgres has it, or none, for who asked for it."""
+
+    place: int
+    """Which of those that asked, from 1."""
+    status: Status | None
+    """Of the workflow; None: there is none."""
+    offset: int | None
+    value: str | None
+    serialization: str | None
+
+
 class EffectWrite(Struct, gc=False):
     """What a workflow tells others. It lands with the step that does it, or neither lands.
 
@@ -132,6 +151,8 @@ class ReceiptWrite(Struct, gc=False):
 
     step: StepWrite
     topic: str
+    is_found: bool = False
+    """Whether there was a message when it was last tried; the checkpointer's to set."""
 
     @property
     def workflow_id(self) -> str:
@@ -208,7 +229,7 @@ class Claimed(Struct, frozen=True, gc=False):
     owner: str | None
     partition_key: str | None
     priority: int
-    created_at_ms: int
+    in_line_since_ms: int
     place: int
     is_fresh: bool
     """Nobody has touched it since it was enqueued, so it has no history."""
@@ -216,7 +237,7 @@ class Claimed(Struct, frozen=True, gc=False):
     @property
     def position(self) -> tuple[int, int, int]:
         """Where it stood in its queue's line."""
-        return self.priority, self.created_at_ms, self.place
+        return self.priority, self.in_line_since_ms, self.place
 
 
 class Replayable(Struct, frozen=True):
@@ -289,6 +310,7 @@ class WorkflowRow(Struct, frozen=True):
     user: str | None = None
     schedule_name: str | None = None
     was_forked_from: bool = False
+    waiting_for: str | None = None
 
 
 class CountRow(Struct, frozen=True):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dbos_async import errors
-from dbos_async._store import foreign
+from dbos_async._store import codec, foreign
 from dbos_async._store.arguments import Arguments, Decoded
 from dbos_async._store.codec import PORTABLE_JSON
 
@@ -26,6 +26,32 @@ def read(
     if serialization == PORTABLE_JSON:
         return decode(text)
     return foreign.load(text, serialization, allow_pickle=allow_pickle)
+
+
+def read_as(
+    text: str | None,
+    serialization: str | None,
+    kind: Any,
+    *,
+    at: str,
+    allow_pickle: bool = False,
+) -> Any:
+    """A message or an event as a `kind`, or None; whoever wrote it. Raises as `read` does."""
+    if kind is Any or kind is None:
+        return read(text, serialization, codec.decode, allow_pickle=allow_pickle)
+    decode = codec.decoder(kind | None, at=at)
+    return decode(as_json(text, serialization, allow_pickle=allow_pickle))
+
+
+def as_json(text: str | None, serialization: str | None, *, allow_pickle: bool = False) -> str:
+    """A stored value in our format, whoever wrote it.
+
+    Raises:
+        SerializationError: it is in a format that is not read here, or JSON cannot hold it.
+    """
+    if text is None or foreign.is_json(text, serialization):
+        return text or "null"
+    return codec.encode(foreign.load(text, serialization, allow_pickle=allow_pickle))
 
 
 def read_arguments(

@@ -11,6 +11,9 @@ from dbos_async._store.sql.executors import *
 from dbos_async._store.sql.limiters import *
 from dbos_async._store.sql.listing import *
 from dbos_async._store.sql.management import *
+from dbos_async._store.sql.messages import *
+from dbos_async._store.sql.parking import *
 from dbos_async._store.sql.queues import *
+from dbos_async._store.sql.streams import *
 from dbos_async._store.sql.versions import *
 from dbos_async._store.sql.workflows import *

@@ -2,30 +2,14 @@
 
 from typing import Final
 
+from dbos_async._store.sql.workflows import _STEPS
+
 # Steps that tell others something, and what they tell, which lands with its step; or, from within
 # a step that runs and is recorded later, if the workflow is still ours ($21: the owner; NULL: it
 # has a step of its own). Steps $1..$11, the application $12; in the order in which they were told:
 # messages $13..$18, events and values of streams $19..$24, which have an offset. Of two events of
 # one key the later one stands.
-RECORD_EFFECTS: Final = """
-with steps as (
-insert into dbos.operation_outputs
-       (workflow_uuid, function_id, function_name, output, error, child_workflow_id,
-        started_at_epoch_ms, completed_at_epoch_ms, step_key, arguments_digest,
-        serialization, application_name)
-select t.workflow_uuid, t.function_id, t.function_name, t.output, t.error, t.child_workflow_id,
-       t.started_at, t.completed_at, t.step_key, t.digest, 'portable_json', $12
-  from unnest($1::text[], $2::int[], $3::text[], $4::text[], $5::text[], $6::text[],
-              $7::bigint[], $8::bigint[], $9::text[], $10::bigint[], $11::text[])
-       as t(workflow_uuid, function_id, function_name, output, error, child_workflow_id,
-            started_at, completed_at, step_key, digest, owner)
- where (select case w.status when 'PENDING' then w.owner_xid end
-          from dbos.workflow_status w
-         where w.workflow_uuid = t.workflow_uuid
-           for no key update) = t.owner
-on conflict do nothing
-returning workflow_uuid, function_id
-), messages as (
+RECORD_EFFECTS: Final = "with " + _STEPS + """, messages as (
 insert into dbos.notifications
        (message_uuid, destination_uuid, topic, message, serialization)
 select t.message_uuid, t.destination_uuid, t.topic, t.message, 'portable_json'
@@ -68,13 +52,34 @@ insert into dbos.streams (workflow_uuid, key, value, "offset", function_id, seri
 select t.workflow_uuid, t.key, t.value, t."offset", t.function_id, 'portable_json'
   from told t
  where t."offset" is not null
-on conflict do nothing
+on conflict (workflow_uuid, key, "offset") do update
+   set value = excluded.value, function_id = excluded.function_id,
+       serialization = excluded.serialization
 )
 select (select count(*) from steps) + (select count(*) from told where owner is not null)
 """
 
+# Nothing but values of streams, from within steps that run: each lands if its workflow is still
+# ours. One that is sent again is there already; what anybody else put in its place gives way.
+RECORD_STREAM_VALUES: Final = """
+insert into dbos.streams (workflow_uuid, key, value, "offset", function_id, serialization)
+select t.workflow_uuid, t.key, t.value, t."offset", t.function_id, 'portable_json'
+  from unnest($1::text[], $2::int[], $3::text[], $4::text[], $5::text[], $6::int[])
+       as t(workflow_uuid, function_id, owner, key, value, "offset")
+ where (select case w.status when 'PENDING' then w.owner_xid end
+          from dbos.workflow_status w
+         where w.workflow_uuid = t.workflow_uuid
+           for no key update) = t.owner
+on conflict (workflow_uuid, key, "offset") do update
+   set value = excluded.value, function_id = excluded.function_id,
+       serialization = excluded.serialization
+"""
+
 # Steps that receive a message ($12: its topic), if there is one: the oldest that is unread, the
 # second oldest for the second of them, …. The message is the step's result, and read from then on.
+# It is locked, so that one which another receipt of the same workflow reads just now is passed
+# over: that may travel beside this one. The last column: whether the step has landed; if not, it
+# is recorded, or its number is taken.
 RECORD_RECEIPTS: Final = """
 with wanted as materialized (
 select t.*, row_number() over (partition by t.workflow_uuid, t.topic order by t.place) as turn
@@ -90,7 +95,8 @@ select t.*, m.message_uuid, m.message, m.serialization
          from dbos.notifications n
         where n.destination_uuid = t.workflow_uuid and n.topic = t.topic and not n.consumed
         order by n.message_order nulls first, n.created_at_epoch_ms
-       offset t.turn - 1 limit 1) m
+       offset t.turn - 1 limit 1
+          for update) m
  where (select case w.status when 'PENDING' then w.owner_xid end
           from dbos.workflow_status w
          where w.workflow_uuid = t.workflow_uuid
@@ -113,7 +119,7 @@ update dbos.notifications n
 )
 select f.workflow_uuid, f.function_id, coalesce(f.step_key, f.function_id::text), f.function_name,
        f.message, f.error, f.child_workflow_id, f.started_at, f.completed_at, f.digest,
-       f.serialization
-  from found f join steps s
+       f.serialization, s.workflow_uuid is not null as has_landed
+  from found f left join steps s
     on s.workflow_uuid = f.workflow_uuid and s.function_id = f.function_id
 """

@@ -65,7 +65,8 @@ select w.workflow_uuid, w.status, w.name, w.class_name, w.config_name,
        w.workflow_timeout_ms, w.workflow_deadline_epoch_ms, w.delay_until_epoch_ms,
        w.deduplication_id, w.priority, w.queue_partition_key, w.recovery_attempts,
        w.parent_workflow_id, w.forked_from, w.attributes::text, w.authenticated_user,
-       w.schedule_name, w.was_forked_from
+       w.schedule_name, w.was_forked_from,
+       case when w.status in ('PENDING', 'DELAYED') then w.waiting_for end
   from page p, lateral (select s.* from dbos.workflow_status s
                          where s.workflow_uuid = p.workflow_uuid offset 0) w
  order by case when $8 then -p.created_at else p.created_at + 0 end,

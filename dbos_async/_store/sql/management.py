@@ -22,7 +22,7 @@ update dbos.workflow_status w
        application_version = coalesce($4, w.application_version),
        recovery_attempts = 0, recovered_position = coalesce(w.recovered_position, 0),
        workflow_deadline_epoch_ms = null, started_at_epoch_ms = null, completed_at = null,
-       waiting_for = null, rate_limited = false,
+       waiting_for = null, in_line_at = null, rate_limited = false,
        updated_at = (extract(epoch from clock_timestamp()) * 1000)::bigint
   from locked l
  where w.workflow_uuid = l.workflow_uuid
@@ -38,7 +38,8 @@ select o.function_id, o.function_name, o.error is not null, o.child_workflow_id 
 """
 
 # A new workflow with the history of $1 (an array of one) before position $3. Its steps name their
-# keys, so that it does not depend on its source. No row if the id $2 is taken.
+# keys, so that it does not depend on its source; what steps after that streamed meanwhile leaves no
+# gap in its streams. No row if the id $2 is taken.
 FORK: Final = _LINEAGE + """, forked as (
     insert into dbos.workflow_status
            (workflow_uuid, status, name, class_name, config_name, application_id,
@@ -85,7 +86,9 @@ FORK: Final = _LINEAGE + """, forked as (
      order by h.key, h.function_id desc
 ), streams as (
     insert into dbos.streams (workflow_uuid, key, value, "offset", function_id, serialization)
-    select f.workflow_uuid, s.key, s.value, s."offset", s.function_id, s.serialization
+    select f.workflow_uuid, s.key, s.value,
+           row_number() over (partition by s.key order by s."offset") - 1, s.function_id,
+           s.serialization
       from forked f join dbos.streams s
         on s.workflow_uuid = f.forked_from and s.function_id < $3
 ), marked as (
@@ -151,7 +154,7 @@ update dbos.workflow_status w
        application_version = coalesce($4, w.application_version), output = null, error = null,
        recovery_attempts = 0, recovered_position = 0,
        workflow_deadline_epoch_ms = null, started_at_epoch_ms = null, completed_at = null,
-       waiting_for = null, rate_limited = false,
+       waiting_for = null, in_line_at = null, rate_limited = false,
        updated_at = (extract(epoch from clock_timestamp()) * 1000)::bigint
  where w.workflow_uuid = $1
 """
@@ -239,7 +242,13 @@ IMPORT_STREAMS: Final = """
 insert into dbos.streams
 select * from json_populate_recordset(null::dbos.streams, $1::text::json)
 """
+# Numbered anew, in the order that they had: they came before whatever is sent from now on.
 IMPORT_MESSAGES: Final = """
 insert into dbos.notifications
-select * from json_populate_recordset(null::dbos.notifications, $1::text::json)
+       (message_uuid, destination_uuid, topic, message, created_at_epoch_ms, serialization,
+        consumed, consumed_by_function_id, message_order)
+select r.message_uuid, r.destination_uuid, r.topic, r.message, r.created_at_epoch_ms,
+       r.serialization, r.consumed, r.consumed_by_function_id, nextval('dbos.message_order')
+  from (select * from json_populate_recordset(null::dbos.notifications, $1::text::json) m
+         order by m.message_order nulls first, m.created_at_epoch_ms offset 0) r
 """

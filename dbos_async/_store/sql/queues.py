@@ -89,7 +89,10 @@ select count(*) from dbos.workflow_status w where w.queue_name = $1 and w.status
 # --- claiming -----------------------------------------------------------------------------------
 
 # The order of a line. A row of another client has no number, and comes after its millisecond.
-_LINE: Final = "w.priority, w.created_at, coalesce(w.enqueue_order, 9223372036854775807)"
+# What was parked stands in line since it was due, or its news came.
+_LINE: Final = """
+w.priority, coalesce(w.in_line_at, w.created_at), coalesce(w.enqueue_order, 9223372036854775807)
+"""
 
 # What this process may run. Work that names no version is for the newest. A pause and a delete hold
 # for every claim that begins after them, also where the news has not come yet.
@@ -111,7 +114,8 @@ _CLAIMABLE: Final = """
 # are those of the locked row, so a row that was run in between does not look fresh.
 _CHOSEN_COLUMNS: Final = """
            w.workflow_uuid, w.rate_limited as is_paid, w.queue_partition_key as partition_key,
-           w.priority, w.created_at, coalesce(w.enqueue_order, 9223372036854775807) as place,
+           w.priority, coalesce(w.in_line_at, w.created_at) as since,
+           coalesce(w.enqueue_order, 9223372036854775807) as place,
            coalesce(w.recovery_attempts, 0) = 0 and w.forked_from is null
            and w.recovered_position is null and w.updated_at = w.created_at as is_fresh
 """
@@ -129,7 +133,8 @@ update dbos.workflow_status w
    set status = 'PENDING', executor_id = $2, owner_xid = $3, application_version = $4,
        application_name = $5,
        recovery_attempts = least(coalesce(w.recovery_attempts, 0), 1000000000) + 1,
-       waiting_for = null, started_at_epoch_ms = (select ms from moment),
+       waiting_for = null,
+       started_at_epoch_ms = coalesce(w.started_at_epoch_ms, (select ms from moment)),
        workflow_deadline_epoch_ms = coalesce(
            w.workflow_deadline_epoch_ms,
            case when w.workflow_timeout_ms is not null
@@ -138,7 +143,9 @@ update dbos.workflow_status w
 """
 _TAKEN_COLUMNS: Final = _CLAIMED_COLUMNS.replace("false as is_fresh", "c.is_fresh")
 
-# Nobody else's claims matter: take from the head of the line, from the place $11, $12, $13 on.
+# Nobody else's claims matter: take from the head of the line, from the place $11, $12, $13 on. As
+# everywhere where locked rows are skipped, the lock is one that leaves the key alone: a message to
+# a workflow share-locks its key, and one that was skipped for that, nobody would wake for.
 CLAIM: Final = "with " + _MOMENT + """, chosen as materialized (
     select """ + _CHOSEN_COLUMNS + """
       from dbos.workflow_status w
@@ -146,7 +153,7 @@ CLAIM: Final = "with " + _MOMENT + """, chosen as materialized (
        and (""" + _LINE + """) >= ($11::int, $12::bigint, $13::bigint)
      order by """ + _LINE + """
      limit $10
-       for update skip locked
+       for no key update skip locked
 )""" + _TAKE + """
   from chosen c
  where w.workflow_uuid = c.workflow_uuid
@@ -226,7 +233,7 @@ _ADMIT: Final = """, partly as (
            row_number() over in_line as turn,
            count(*) filter (where not c.is_paid) over in_line as cost
       from chosen c
-    window in_line as (partition by c.key order by c.priority, c.created_at, c.place
+    window in_line as (partition by c.key order by c.priority, c.since, c.place
                        rows unbounded preceding)
 ), admitted as materialized (
     select *
@@ -264,7 +271,7 @@ CLAIM_EXACTLY: Final = "with " + _MOMENT + """, chosen as materialized (
      where """ + _CLAIMABLE + """
      order by """ + _LINE + """
      limit ($11::int[])[1]
-       for update skip locked
+       for no key update skip locked
 )""" + _ADMIT + _TAKE_ADMITTED
 
 CLAIM_IN_TURNS: Final = "with " + _MOMENT + """, chosen as materialized (
@@ -278,7 +285,7 @@ CLAIM_IN_TURNS: Final = "with " + _MOMENT + """, chosen as materialized (
        and w.queue_partition_key = p.key
      order by """ + _LINE + """
      limit p.share
-       for update skip locked) h
+       for no key update skip locked) h
 )""" + _ADMIT + _TAKE_ADMITTED
 
 # Tokens of partitions that are back, also of those that no claim looks at any more.
@@ -299,7 +306,7 @@ with strays as materialized (
        and coalesce(w.queue_partition_key, '') = ''
      order by """ + _LINE + """
      limit 1000
-       for update skip locked
+       for no key update skip locked
 )
 update dbos.workflow_status w
    set queue_partition_key = $2
@@ -358,7 +365,8 @@ select n.name
 
 # --- delays -------------------------------------------------------------------------------------
 
-# A debounced workflow lets go of its key: the next call is a new one.
+# A debounced workflow lets go of its key: the next call is a new one. What was parked has begun
+# already, and its delay was a wait of its own.
 RELEASE_DELAYED: Final = """
 with due as materialized (
     select w.workflow_uuid
@@ -368,24 +376,28 @@ with due as materialized (
            <= (select (extract(epoch from clock_timestamp()) * 1000)::bigint + $1::bigint)
      order by w.delay_until_epoch_ms
      limit 1000
-       for update skip locked
+       for no key update skip locked
 )
 update dbos.workflow_status w
    set status = 'ENQUEUED',
        deduplication_id = case when not w.is_debounced then w.deduplication_id end,
+       in_line_at = case when w.waiting_for is null then w.in_line_at
+                         else w.delay_until_epoch_ms end,
+       delay_until_epoch_ms = case when w.waiting_for is null then w.delay_until_epoch_ms end,
+       waiting_for = null,
        updated_at = (extract(epoch from clock_timestamp()) * 1000)::bigint
   from due d
  where w.workflow_uuid = d.workflow_uuid
 returning w.queue_name
 """
 
-# At $2, or in $3 ms.
+# At $2, or in $3 ms. What was parked is not delayed: it waits by its own will.
 SET_DELAY: Final = """
 update dbos.workflow_status w
    set delay_until_epoch_ms = coalesce(
            $2::bigint,
            (extract(epoch from clock_timestamp()) * 1000)::bigint + $3::bigint + $4::bigint),
        updated_at = (extract(epoch from clock_timestamp()) * 1000)::bigint
- where w.workflow_uuid = $1 and case w.status when 'DELAYED' then true end
+ where w.workflow_uuid = $1 and case w.status when 'DELAYED' then w.waiting_for is null end
 returning w.queue_name, w.delay_until_epoch_ms
 """

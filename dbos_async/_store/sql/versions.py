@@ -67,7 +67,7 @@ select w.application_name, w.application_version,
 """
 
 # Gives what waits for version $1 to version $2, some at a time: what is on queues or delayed, and,
-# if asked, what dead executors left PENDING.
+# if asked, what has begun: what was parked, and what dead executors left PENDING.
 MOVE_WORK: Final = """
 with queued as materialized (
     select w.workflow_uuid
@@ -75,14 +75,15 @@ with queued as materialized (
      where w.status = 'ENQUEUED' and w.queue_name >= '' and w.application_version = $1
        and ($3::text is null or w.application_name = $3 or w.application_name is null)
      limit 1000
-       for update skip locked
+       for no key update skip locked
 ), delayed as materialized (
     select w.workflow_uuid
       from dbos.workflow_status w
      where w.status = 'DELAYED' and w.delay_until_epoch_ms >= 0 and w.application_version = $1
        and ($3 is null or w.application_name = $3 or w.application_name is null)
+       and ($4::bool or w.waiting_for is null)
      limit 1000
-       for update skip locked
+       for no key update skip locked
 ), begun as materialized (
     select w.workflow_uuid
       from dbos.workflow_status w
@@ -92,7 +93,7 @@ with queued as materialized (
            select from dbos.dbos_async_alive a
             where a.key = hashtextextended('dbos_async executor ' || w.executor_id, 0))
      limit 1000
-       for update of w skip locked
+       for no key update of w skip locked
 )
 update dbos.workflow_status w
    set application_version = $2,

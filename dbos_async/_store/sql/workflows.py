@@ -64,7 +64,7 @@ _CLAIMED_COLUMNS: Final = """
                   where i.workflow_uuid = w.workflow_uuid), w.inputs),
        w.serialization, w.queue_name, w.recovery_attempts, w.workflow_deadline_epoch_ms,
 """ + _ROOT + """,
-       w.owner_xid, w.queue_partition_key, w.priority, w.created_at,
+       w.owner_xid, w.queue_partition_key, w.priority, coalesce(w.in_line_at, w.created_at),
        coalesce(w.enqueue_order, 9223372036854775807), false as is_fresh
 """
 
@@ -90,6 +90,10 @@ select t.workflow_uuid, t.function_id, t.function_name, t.output, t.error, t.chi
            for no key update) = t.owner
 on conflict do nothing
 """
+_STEPS: Final = """
+steps as (""" + RECORD_STEPS + """
+returning workflow_uuid, function_id
+)"""
 
 # The same for one step: no arrays to unpack.
 RECORD_STEP: Final = """
@@ -162,25 +166,7 @@ delete from dbos.workflow_input i using ours
 # All kinds in one statement, one snapshot, one commit. A child is created only if its parent's
 # step row lands here: steps $1..$11, workflows $13..$32 and their parent's step position $33,
 # completions $34..$38, the application $12.
-RECORD_MIXED: Final = """
-with steps as (
-insert into dbos.operation_outputs
-       (workflow_uuid, function_id, function_name, output, error, child_workflow_id,
-        started_at_epoch_ms, completed_at_epoch_ms, step_key, arguments_digest,
-        serialization, application_name)
-select t.workflow_uuid, t.function_id, t.function_name, t.output, t.error, t.child_workflow_id,
-       t.started_at, t.completed_at, t.step_key, t.digest, 'portable_json', $12
-  from unnest($1::text[], $2::int[], $3::text[], $4::text[], $5::text[], $6::text[],
-              $7::bigint[], $8::bigint[], $9::text[], $10::bigint[], $11::text[])
-       as t(workflow_uuid, function_id, function_name, output, error, child_workflow_id,
-            started_at, completed_at, step_key, digest, owner)
- where (select case w.status when 'PENDING' then w.owner_xid end
-          from dbos.workflow_status w
-         where w.workflow_uuid = t.workflow_uuid
-           for no key update) = t.owner
-on conflict do nothing
-returning workflow_uuid, function_id
-), workflows as (
+RECORD_MIXED: Final = "with " + _STEPS + """, workflows as (
 insert into dbos.workflow_status
        (workflow_uuid, status, name, class_name, config_name, inputs, executor_id,
         application_version, owner_xid, creator_xid, workflow_timeout_ms,
@@ -324,7 +310,7 @@ with free as materialized (
        and ((select yes from free) or w.owner_xid is null)
      order by w.created_at + 0
      limit $10
-       for update skip locked
+       for no key update skip locked
 )
 update dbos.workflow_status w
    set status = case when w.queue_name is null then 'PENDING' else 'ENQUEUED' end,
