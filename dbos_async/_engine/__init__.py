@@ -5,6 +5,7 @@ functions   what the decorators make of a function; context: where in the task t
 intake      from a call to the row of a new workflow
 executor    starts, runs and settles; an `Execution` is one run
 steps       run and replay; inner: what a workflow does besides, it starts children, awaits, sleeps
+races       who was done first; timeouts: limits on blocks; replay: the old goes before the new
 patches     new code for workflows under way
 claims      from a claim to a run
 wakers      waiting for news of any kind; outcomes: how workflows ended, wherever they ran

@@ -20,7 +20,7 @@ from dbos_async._engine.registry import Address, Runnable
 from dbos_async._log import log
 from dbos_async._store import codec, sql, stored, workflows
 from dbos_async._store.database import Database
-from dbos_async._store.records import Claimed, Recorded
+from dbos_async._store.records import Claimed, Recorded, WorkflowId
 
 if TYPE_CHECKING:
     from dbos_async._engine.executor import Executor
@@ -121,19 +121,34 @@ class Claims:
                 histories = await self._database.patiently(
                     lambda: workflows.fetch_histories(self._database, old)
                 )
+            gone = await self._gone(
+                [row for row in claimed if histories.get(row.workflow_id) == {}]
+            )
             adopted = [
                 await self._adopt(
-                    workflow, workflow.owner or "", histories.get(workflow.workflow_id, {})
+                    workflow, workflow.owner or "", histories.get(workflow.workflow_id)
                 )
                 for workflow in claimed
+                if workflow.workflow_id not in gone
             ]
         finally:
             for workflow_id in ids:
                 self._executor.arrived(workflow_id)
         return [execution for execution in adopted if execution is not None]
 
+    async def _gone(self, without_history: list[Claimed]) -> set[str]:
+        """Which of these are no longer ours: who deletes a workflow takes its history first."""
+        if not without_history:
+            return set()
+        ids = [workflow.workflow_id for workflow in without_history]
+        owners = [workflow.owner for workflow in without_history]
+        rows = await self._database.patiently(
+            lambda: self._database.fetch(sql.FIND_LOST, ids, owners, into=WorkflowId)
+        )
+        return {row.workflow_id for row in rows}
+
     async def _adopt(
-        self, claimed: Claimed, owner: str, history: dict[str, Recorded]
+        self, claimed: Claimed, owner: str, history: dict[str, Recorded] | None
     ) -> Execution | None:
         runnable = self._addresses[
             Address(claimed.name, claimed.class_name or "", claimed.config_name or "")

@@ -21,11 +21,12 @@ belongs to neither.
 import asyncio
 import contextvars
 import hashlib
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from dbos_async import errors
@@ -36,10 +37,11 @@ Factory = Callable[..., "asyncio.Future[Any]"]
 class RunningStep:
     """A step that runs, as code within it sees it."""
 
-    __slots__ = ("attempt", "is_over", "key")
+    __slots__ = ("attempt", "is_over", "key", "position")
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, position: int) -> None:
         self.key = key
+        self.position = position
         self.attempt = 1
         self.is_over = False  # what it left running is outside from then on
 
@@ -51,10 +53,53 @@ class Last(NamedTuple):
     completed_at_ms: int
 
 
+class Call:
+    """A step or a verb that a task is in."""
+
+    __slots__ = ("coroutine", "key", "unrecorded")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self.coroutine = coroutine
+        self.key = ""  # the last of its keys; a verb may have several
+        self.unrecorded: set[str] = set()
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether its task is in it still."""
+        return inspect.getcoroutinestate(self.coroutine) in (
+            inspect.CORO_SUSPENDED,
+            inspect.CORO_RUNNING,
+        )
+
+    @property
+    def open_keys(self) -> list[str]:
+        """What a replay must not get beyond for the call not to return."""
+        return sorted(self.unrecorded) or [self.key]
+
+
+class Limit(Protocol):
+    """What a branch knows of `dbos.timeout`."""
+
+    def check_place(self) -> None:
+        """The branch is about to go on; raises CancelledError if it must not."""
+        ...
+
+
 class Branch:
     """One task of a running workflow: its name, and how far it has counted."""
 
-    __slots__ = ("_spawned", "_steps", "draws", "execution", "last", "path", "seed", "step")
+    __slots__ = (
+        "_spawned",
+        "_steps",
+        "call",
+        "draws",
+        "execution",
+        "last",
+        "limits",
+        "path",
+        "seed",
+        "step",
+    )
 
     def __init__(self, execution: Any, path: str = "", seed: str = "") -> None:
         self.execution = execution
@@ -62,12 +107,20 @@ class Branch:
         self.seed = seed
         self.step: RunningStep | None = None  # the step that this task runs just now
         self.last: Last | None = None
+        self.limits: tuple[Limit, ...] = ()  # of the blocks that it is in, outermost first
+        self.call: Call | None = None  # the last one that it began while any limit was open
         self.draws = 0
         self._steps = 0
         self._spawned = 0
 
     def next_key(self) -> str:
-        """Number the step that is called now."""
+        """Number the step that is called now.
+
+        Raises:
+            CancelledError: a limit expired before it got here, in an earlier run.
+        """
+        if self.limits:
+            self._leave_place()
         self._steps += 1
         self._spawned = 0
         return f"{self.path}{self._steps}"
@@ -82,11 +135,13 @@ class Branch:
         return self._steps, self._spawned
 
     def spawned(self) -> "Branch":
-        """The branch of a task that this one spawns now."""
+        """The branch of a task that this one spawns now. Raises as `next_key` does."""
         if self.step is not None:
             inner = Branch(self.execution)
             inner.step = self.step
             return inner
+        if self.limits:
+            self._leave_place()
         self._spawned += 1
         path = f"{self.path}{self._steps}.{self._spawned}."
         return Branch(self.execution, path, f"{self._basis()}|{path}")
@@ -95,6 +150,8 @@ class Branch:
         """This task has got a step recorded: what is drawn from now on depends on it."""
         self.last = Last(key, completed_at_ms)
         self.draws = 0
+        if self.call is not None:
+            self.call.unrecorded.discard(key)
 
     def draw(self) -> bytes:
         """Sixteen bytes that a replay draws again: from the last recorded step and a counter."""
@@ -104,6 +161,10 @@ class Branch:
     def uuid4(self) -> UUID:
         """A UUID of version 4 from the next draw."""
         return UUID(bytes=self.draw(), version=4)
+
+    def _leave_place(self) -> None:
+        for limit in self.limits:
+            limit.check_place()
 
     def _basis(self) -> str:
         root = self.execution.root_id
@@ -122,6 +183,11 @@ def furthest_of(keys: Iterable[str]) -> dict[str, tuple[int, int]]:
             task = int(numbers[depth + 1]) if depth + 1 < len(numbers) else 0
             furthest[path] = max(furthest.get(path, (0, 0)), (int(numbers[depth]), task))
     return furthest
+
+
+def branch_of(task: "asyncio.Future[Any]") -> Branch | None:
+    """The branch that a task is; None if it is in no tree."""
+    return _branches.get(task) if isinstance(task, asyncio.Task) else None
 
 
 _branches: "weakref.WeakKeyDictionary[asyncio.Task[Any], Branch]" = weakref.WeakKeyDictionary()
@@ -225,7 +291,11 @@ class TaskTree:
             if parent is None:
                 with ambient(None):
                     return self._make(loop, coro, options)
-            branch = parent.spawned()
+            try:
+                branch = parent.spawned()
+            except asyncio.CancelledError:
+                coro.close()
+                raise
         _births.current = Birth(maker, branch)
         try:
             with ambient(branch):

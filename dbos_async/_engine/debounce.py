@@ -23,8 +23,8 @@ from dbos_async._engine.session import Session
 from dbos_async._engine.steps import check_same, lost
 from dbos_async._store import debounces, stored
 from dbos_async._store.arguments import digest as digest_of
-from dbos_async._store.checkpointer import Landing
 from dbos_async._store.debounces import Debounced, DebounceWrite
+from dbos_async._store.landings import Landing
 from dbos_async._store.portable_errors import encode_error
 from dbos_async._store.records import Fence, Recorded, StepWrite
 

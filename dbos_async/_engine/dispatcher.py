@@ -42,11 +42,13 @@ class Dispatcher:
         executor: Executor,
         addresses: Mapping[Address, Runnable],
         listened: Collection[str] | None,
+        parking: Collection[str],
     ) -> None:
         self._session = session
         self._database = session.database
         self._executor = executor
         self._listened = listened
+        self._parking = parking  # the queues whose workflows are parked whatever their limits
         names, classes, configs = columns_of(addresses)
         self._claim = Claim(
             queue_name="",
@@ -132,7 +134,14 @@ class Dispatcher:
     def _line_of(self, name: str, group: asyncio.TaskGroup) -> Line:
         if name not in self._lines:
             claim = structs.replace(self._claim, queue_name=name)
-            line = Line(name, claim, self._database, self._session.notifier, self._executor)
+            line = Line(
+                name,
+                claim,
+                self._database,
+                self._session.notifier,
+                self._executor,
+                parks=name in self._parking,
+            )
             self._lines[name] = line
             group.create_task(line.run(), name=f"dbos queue {name}")
         return self._lines[name]

@@ -2,17 +2,22 @@
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
 from dbos_async import errors
-from dbos_async._engine.context import furthest_of
+from dbos_async._engine.context import Call, current_branch, furthest_of
 from dbos_async._engine.registry import Runnable
+from dbos_async._engine.replay import NEW, RACES, Replay
+from dbos_async._store.parking import News
 from dbos_async._store.records import Outcome, Recorded
+
+if TYPE_CHECKING:
+    from dbos_async._engine.streams import Streams
 
 
 class Stop(Enum):
@@ -21,6 +26,7 @@ class Stop(Enum):
     ABANDONED = "left PENDING for a later start"
     LOST = "another owner has it"
     CANCELLED = "it was cancelled"
+    PARKED = "it waits outside of memory"
 
 
 class Wait(Struct, eq=False, kw_only=True):
@@ -29,18 +35,50 @@ class Wait(Struct, eq=False, kw_only=True):
     key: str
     """The step that waits."""
     until_ms: float | None = None
-    """When it ends by itself."""
+    """When it ends at the latest; None: it may end any moment, by what nobody is told of who is not
+    in memory."""
+    news: News | None = None
+    """What ends it before; None: nothing that comes from outside."""
     is_queued: bool = False
     """Whether it is for a workflow that this one enqueued."""
+    is_for_tasks: bool = False
+    """Whether it is for tasks of this workflow alone, and what they wait for has its own entry."""
     task: "asyncio.Task[Any] | None" = None
     """The task that waits; `Execution.waiting` notes it."""
+
+
+class Limit(Protocol):
+    """A `dbos.timeout` whose block is open."""
+
+    key: str
+    """Where its end will be recorded."""
+    deadline_ms: float
+    """When it expires, unless the record says otherwise."""
+
+    def expire(self) -> None:
+        """Cancel its block."""
+        ...
+
+    def start(self) -> None:
+        """Go by the clock from now on."""
+        ...
 
 
 class Place(Protocol):
     """Where an execution counts against the limits of its queue."""
 
+    @property
+    def is_free(self) -> bool:
+        """Whether the queue has no limits on what runs."""
+        ...
+
+    @property
+    def may_park(self) -> bool:
+        """Whether a workflow of the queue may be parked."""
+        ...
+
     def leave(self) -> None:
-        """It only waits for others."""
+        """It only waits."""
         ...
 
     async def enter(self) -> None:
@@ -63,17 +101,24 @@ class Execution:
         "deadline_ms",
         "done",
         "executor",
+        "expiries",
+        "frozen",
         "history",
+        "is_fresh",
         "is_settling",
         "kwargs",
         "last_position",
+        "limits",
         "owner",
+        "parking",
+        "replay",
         "replaying",
         "root_id",
         "runnable",
         "slot",
         "steps_running",
         "stopped",
+        "streams",
         "task",
         "tasks",
         "timer",
@@ -103,6 +148,7 @@ class Execution:
         self.deadline_ms = deadline_ms
         self.root_id = root_id
         self.history = history or {}
+        self.is_fresh = history is None
         self.replaying = bool(history)
         self.last_position = max(step.position for step in history.values()) if history else 0
         self.task: asyncio.Task[None] | None = None
@@ -112,8 +158,16 @@ class Execution:
         self.stopped: Stop | None = None
         self.is_settling = False
         self.steps_running = 0
-        self.waits: set[Wait] = set()
+        self.waits: dict[Wait, None] = {}
         self.slot: Place | None = None
+        self.limits: tuple[Limit, ...] = ()  # whose blocks are open
+        self.frozen: dict[str, list[Limit]] = {}  # steps that do not return: in them, limits expire
+        self.expiries: tuple[asyncio.Future[Any], ...] = ()  # of limits, on their way to Postgres
+        has_races = any(step.name in RACES for step in self.history.values())
+        self.replay = Replay(self, self.history) if has_races else None
+        self.parking: asyncio.Event | None = None
+        """Set once it is known whether this run is parked; meanwhile it does nothing."""
+        self.streams: Streams | None = None
         self._called: dict[str, tuple[str, Coroutine[Any, Any, Any]]] | None = None
         self._furthest: dict[str, tuple[int, int]] | None = None
 
@@ -125,11 +179,16 @@ class Execution:
     @property
     def is_resting(self) -> bool:
         """Whether it only waits: in a durable sleep, or for another workflow."""
-        return bool(self.waits) and self.steps_running == 0
+        return self.steps_running == 0 and not all(wait.is_for_tasks for wait in self.waits)
 
     def rest(self) -> None:
-        """Give up the place in its queue's limits if all it does is await what it enqueued."""
-        if self.slot is not None and self.is_resting and all(wait.is_queued for wait in self.waits):
+        """Give up the place in its queue if all it does is await what it enqueued.
+
+        Where nothing limits what runs, any other wait will do.
+        """
+        if self.slot is None or not self.is_resting:
+            return
+        if self.slot.is_free or all(wait.is_queued or wait.is_for_tasks for wait in self.waits):
             self.slot.leave()
 
     @asynccontextmanager
@@ -140,13 +199,14 @@ class Execution:
         with a slot.
         """
         wait.task = asyncio.current_task()
-        self.waits.add(wait)
-        self.executor.change()
+        self.waits[wait] = None
+        self.executor.waits(self, wait)
         self.rest()
         try:
             yield
         finally:
-            self.waits.discard(wait)
+            await self.unparked()
+            self.waits.pop(wait, None)
             if self.slot is not None and not self.waits and self.stopped is None:
                 await self.slot.enter()
 
@@ -183,8 +243,11 @@ class Execution:
         Raises:
             CancelledError: this run is over; whatever unwinds must not do anything more.
         """
-        if self._called is not None:
-            self._called.pop(key, None)
+        called = self._called.pop(key, None) if self._called is not None else None
+        if self.limits:
+            self._note_call(key, None if called is None else called[1])
+        if self.replay is not None:
+            self.replay.begun(key)
         if self.is_settling:
             raise asyncio.CancelledError(f"workflow {self.workflow_id} has returned already")
         if self.stopped is not None:
@@ -205,13 +268,73 @@ class Execution:
                     f"it, so it did not run: write `await {name}(…)`"
                 )
 
+    def _note_call(self, key: str, coroutine: Coroutine[Any, Any, Any] | None) -> None:
+        """Let the task's branch know what it is in, in case a limit expires there."""
+        branch = current_branch()
+        if branch is None:
+            return
+        if coroutine is not None:
+            branch.call = Call(coroutine)
+        if branch.call is not None:  # a verb's further keys come without a call of their own
+            branch.call.key = key
+            branch.call.unrecorded.add(key)
+
     async def live(self, key: str) -> None:
-        """This step is not recorded: from here on everything is new."""
+        """This step is not recorded: from here on everything is new.
+
+        Once a limit has expired, that is durable before anything new begins; and what is new
+        waits until what is recorded has been answered.
+        """
+        if self.parking is not None:
+            await self.unparked()
+        if key in self.frozen:
+            await self.stop_if_frozen(key)
+        while self.expiries:
+            await asyncio.wait(self.expiries)
+        if self.replay is not None and not self.replay.is_over:
+            await self.replay.quiet(NEW)
         self.replaying = False
+
+    def freeze(self, keys: Iterable[str], limit: Limit) -> None:
+        """These do not return any more: a limit expires in them, or has in an earlier run.
+
+        They may have landed in the same instant; the run that saw them cancelled went another way.
+        """
+        for key in keys:
+            self.history.pop(key, None)
+            self.frozen.setdefault(key, []).append(limit)
+
+    async def stop_if_frozen(self, key: str) -> None:
+        """Let the limits expire that had expired in this step; it never returns then."""
+        if key in self.frozen:
+            for limit in self.frozen[key]:
+                limit.expire()
+            await asyncio.get_running_loop().create_future()
+
+    def pass_by(self, keys: Iterable[str]) -> None:
+        """These were called before a limit expired, and may not be called again."""
+        if self.replay is not None:
+            self.replay.left.difference_update(keys)
+
+    def arm(self, limit: Limit) -> None:
+        """Nothing is recorded of a limit's end, and all that is recorded has been answered."""
+        limit.start()
+
+    async def unparked(self) -> None:
+        """Return once it is known that this run is not parked: until then it must not go on."""
+        while self.parking is not None and self.stopped is None:
+            await self.parking.wait()
 
     def diverged(self, why: str) -> errors.DivergenceError:
         """What is raised where the code took another path than the recorded one."""
         return errors.DivergenceError(why)
+
+    def forget(self) -> None:
+        """Let go of what only the run needed; a handle may keep the rest for long."""
+        self.args, self.kwargs, self.history, self.waits = (), {}, {}, {}
+        for _, call in (self._called or {}).values():
+            call.close()
+        self._called = None
 
     def fail(self, error: BaseException) -> None:
         """Tell awaiters here that this process will not see the end."""

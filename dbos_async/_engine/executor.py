@@ -31,19 +31,22 @@ from dbos_async._config import Settings
 from dbos_async._engine.catalog import Catalog
 from dbos_async._engine.claims import Claims
 from dbos_async._engine.context import Branch, TaskTree
-from dbos_async._engine.execution import Execution, Started, Stop
+from dbos_async._engine.execution import Execution, Started, Stop, Wait
 from dbos_async._engine.inner import Inner
 from dbos_async._engine.intake import Call, Intake, Order
+from dbos_async._engine.parking import Parker
 from dbos_async._engine.pulse import Pulse
+from dbos_async._engine.readers import Readers
 from dbos_async._engine.registry import Address, Runnable
 from dbos_async._engine.steps import Steps, check_size
 from dbos_async._engine.wakers import Wakers
 from dbos_async._log import log
 from dbos_async._service import running
 from dbos_async._store import codec, notifier, sql, workflows
-from dbos_async._store.checkpointer import Checkpointer, Landing
+from dbos_async._store.checkpointer import Checkpointer
 from dbos_async._store.clock import Clock
 from dbos_async._store.database import Database
+from dbos_async._store.landings import Landing
 from dbos_async._store.notifier import Notifier
 from dbos_async._store.portable_errors import encode_error
 from dbos_async._store.records import (
@@ -78,8 +81,13 @@ class SessionParts(Protocol):
     checkpointer: Checkpointer
     notifier: Notifier
     outcomes: Wakers[str, Outcome]
+    readers: Readers
     catalog: Catalog
     application: str | None
+
+    async def outcome_of(self, started: Started) -> Outcome:
+        """How a workflow ended, once it has."""
+        ...
 
     def tell(self, channel: str, word: str) -> None:
         """Tell everybody, this process too."""
@@ -132,13 +140,14 @@ class Executor:
         self._suspicions = 0
         self._cancels: Counter[str] = Counter()
         self.claims = Claims(settings, session.database, self, addresses)
+        self.parker = Parker(settings, session.database, self)
         self.inner = Inner(self, steps)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Executor"]:
         """Run workflows for the length of the block; none of their tasks outlives it."""
         try:
-            async with running(executor=self._watch_owners()):
+            async with running(executor=self._watch_owners(), parker=self.parker.run()):
                 yield self
         finally:
             await self._abandon_all()
@@ -168,6 +177,10 @@ class Executor:
         """Await what makes tasks of its own, which are no branches of the workflow that asks."""
         result: T = await self._tree.start(work, None, "dbos enqueue")
         return result
+
+    def aside(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+        """A task that is no branch of the workflow that asks; who asks cancels it."""
+        return self._tree.start(work, None, name)
 
     async def create(
         self, call: Call, order: Order, carrier: WorkflowWrite | ChildWrite
@@ -280,7 +293,7 @@ class Executor:
         except KeyboardInterrupt:  # a person's
             raise
         except BaseException as exc:  # whatever the body raises is its outcome, sys.exit() too
-            if isinstance(exc, asyncio.CancelledError) and is_cancelled(execution):
+            if execution.stopped is None and is_cancelled(execution, exc):
                 self._abandon(execution)
             return None if execution.stopped is not None else failed(execution, exc)
         if execution.stopped is not None:
@@ -349,6 +362,8 @@ class Executor:
     def _forget(self, execution: Execution, outcome: Outcome | None) -> None:
         if self.running.get(execution.workflow_id) is execution:
             del self.running[execution.workflow_id]
+        execution.forget()
+        self.parker.forget(execution)
         execution.task = None  # a task is the weak key of what leads here, which must not hold it
         execution.slot = None  # nor may they hold each other: a cycle costs as much as the run
         if execution.timer is not None:
@@ -356,6 +371,12 @@ class Executor:
         if not execution.done.done():
             execution.done.set_result(outcome)
         self._outcomes.news([execution.workflow_id])
+        self.session.readers.ended([execution.workflow_id])
+        self.change()
+
+    def waits(self, execution: Execution, wait: Wait) -> None:
+        """An execution has begun to wait."""
+        self.parker.waits(execution, wait)
         self.change()
 
     def change(self) -> None:
@@ -402,6 +423,7 @@ class Executor:
         """Tell everybody, here and elsewhere, that a workflow has ended."""
         self._notifier.post(notifier.ENDED, workflow_id)
         self._outcomes.news([workflow_id])
+        self.session.readers.ended([workflow_id])
 
     def _is_late(self, execution: Execution) -> bool:
         return execution.deadline_ms is not None and self.clock.now_ms() >= execution.deadline_ms
@@ -509,6 +531,7 @@ class Executor:
         """Put what came off a queue back on it; let the recovery of the rest count as no crash."""
         try:
             async with asyncio.timeout(HAND_BACK_DEADLINE):
+                await self._checkpointer.rest()  # what was done before is still ours to record
                 rows = await self._database.fetch(
                     sql.HAND_BACK, self._settings.executor_id, self.intake.boot, into=QueueName
                 )
@@ -529,9 +552,11 @@ def only_started(created: Started | Recorded | Fence) -> Started:
     return created
 
 
-def is_cancelled(execution: Execution) -> bool:
+def is_cancelled(execution: Execution, exc: BaseException) -> bool:
     """Whether the task of a workflow was cancelled from outside, and not by its own code."""
-    return execution.task is not None and execution.task.cancelling() > 0
+    if not isinstance(exc, asyncio.CancelledError) or execution.task is None:
+        return False
+    return execution.task.cancelling() > 0
 
 
 def failed(execution: Execution, error: BaseException) -> CompletionWrite:

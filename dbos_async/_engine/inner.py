@@ -30,6 +30,7 @@ GET_RESULT: Final = "DBOS.getResult"
 SLEEP: Final = "DBOS.sleep"
 
 IDS: Final = codec.decoder(list[str])
+MOMENT: Final = codec.decoder(float)
 
 
 class Inner:
@@ -323,7 +324,7 @@ class Inner:
         async def wake_at() -> float:
             return self._executor.clock.now_ms() / 1000 + seconds
 
-        step = StepDefinition(SLEEP, wake_at, decode=codec.decoder(float), is_internal=True)
+        step = StepDefinition(SLEEP, wake_at, decode=MOMENT, is_internal=True)
         wakes_at: float = await self._steps.run(execution, key, position, step, (), {})
         async with execution.waiting(Wait(key=key, until_ms=wakes_at * 1000)):
             await self._executor.clock.sleep_until(wakes_at * 1000)

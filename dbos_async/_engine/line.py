@@ -59,8 +59,11 @@ class Line:
         database: Database,
         notifier: Notifier,
         executor: Executor,
+        *,
+        parks: bool = False,
     ) -> None:
         self.name = name
+        self.parks = parks
         self.limits = Limits()
         self.is_paused: bool = False
         self._claim = claim
@@ -252,19 +255,27 @@ class Line:
     # Slots that are given up and taken again
 
     def leave(self, slot: "Slot") -> None:
-        """A workflow only waits for others."""
+        """A workflow only waits."""
+        was_full = self._is_full
         self._held.discard(slot)
         self._leaving.add(slot)
-        self._wake.set()
+        if was_full or not self.limits.is_free:
+            self._wake.set()
 
     def enter(self, slot: "Slot") -> None:
         """A workflow wants to go on."""
-        if slot in self._leaving and self._has_room_for(slot):
+        if self.limits.is_free or (slot in self._leaving and self._has_room_for(slot)):
             self._leaving.discard(slot)  # nobody was told yet
             self._hold(slot)
         elif slot not in self._entering:
             self._entering.append(slot)
             self._wake.set()
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether no more of a queue without limits may start here."""
+        held = len(self._held)
+        return held >= UNLIMITED_SLOTS or held + len(self._settling) >= MAX_HERE
 
     def _hold(self, slot: "Slot") -> None:
         self._held.add(slot)
@@ -347,6 +358,16 @@ class Slot:
         self._away: asyncio.Event | None = None  # set when it is held again
 
     @property
+    def is_free(self) -> bool:
+        """Whether nothing limits what runs of the line."""
+        return self._line.limits.is_free
+
+    @property
+    def may_park(self) -> bool:
+        """Whether a workflow of the line may be parked."""
+        return self._line.parks or self.is_free
+
+    @property
     def is_asked_for(self) -> bool:
         """Whether the workflow wants to go on."""
         return self._asking > 0 and not self.execution.done.done()
@@ -366,7 +387,7 @@ class Slot:
         self._line.ended(self)
 
     def leave(self) -> None:
-        """Give the slot up: the workflow only waits for others that it enqueued."""
+        """Give the slot up: the workflow only waits, in a way that allows it."""
         if self._away is None and not self.execution.done.done():
             self._away = asyncio.Event()
             self._line.leave(self)

@@ -71,6 +71,8 @@ class QueueDefinition(Struct, frozen=True):
     name: str
     limits: Limits
     on_conflict: OnConflict = "update_if_latest_version"
+    park: bool = False
+    """Whether its workflows are parked though its limits count what runs."""
 
 
 class Runnable(NamedTuple):

@@ -13,7 +13,7 @@ run, as it does in every replay.
 
 import asyncio
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -23,11 +23,12 @@ from msgspec import Struct
 from dbos_async import errors
 from dbos_async._config import Settings
 from dbos_async._engine.context import Branch, TaskTree
-from dbos_async._engine.execution import Execution, Stop
+from dbos_async._engine.execution import Execution, Limit, Stop
 from dbos_async._engine.executor import Executor
 from dbos_async._engine.limits import Turnstiles
 from dbos_async._engine.pulse import Pulse
 from dbos_async._engine.registry import Address, Registry, Runnable, WorkflowDefinition
+from dbos_async._engine.replay import TIMEOUT
 from dbos_async._engine.session import Session
 from dbos_async._engine.steps import Steps
 from dbos_async._store import codec, listing, stored, workflows
@@ -129,8 +130,19 @@ class Rehearsal(Execution):
 
     async def live(self, key: str) -> None:
         """The step that has just begun is not recorded: let it be under way."""
-        self.under_way[key] = self._name
+        name = self._name
+        await self.stop_if_frozen(key)
+        self.under_way[key] = name
         await asyncio.get_running_loop().create_future()
+
+    def pass_by(self, keys: Iterable[str]) -> None:
+        """Take them for called."""
+        self.begun.update(keys)
+        super().pass_by(keys)
+
+    def arm(self, limit: Limit) -> None:
+        """Where a block stands whose limit is not recorded to have expired, it may go on."""
+        self.under_way[limit.key] = TIMEOUT
 
     def furthest(self, path: str) -> tuple[int, int]:
         """One that has ended has passed every patch that left no marker."""

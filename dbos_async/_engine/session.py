@@ -14,13 +14,25 @@ from dbos_async._engine.execution import Started
 from dbos_async._engine.executor import Executor
 from dbos_async._engine.intake import Call, Intake
 from dbos_async._engine.outcomes import find_ended
+from dbos_async._engine.readers import Readers
 from dbos_async._engine.registry import Address, WorkflowDefinition
 from dbos_async._engine.wakers import Wakers
-from dbos_async._store import enqueues, management, notifier, queues, schema, workflows
+from dbos_async._store import (
+    enqueues,
+    events,
+    management,
+    messages,
+    notifier,
+    queues,
+    schema,
+    workflows,
+)
 from dbos_async._store.borrowed import check_kind
 from dbos_async._store.checkpointer import Checkpointer
 from dbos_async._store.clock import Clock
 from dbos_async._store.database import Database, explained, translated
+from dbos_async._store.events import Event, Watcher, find_events
+from dbos_async._store.messages import Receiver, find_unread
 from dbos_async._store.notifier import Notifier
 from dbos_async._store.records import ALIVE, Outcome, QueueRow, Standing, Status
 
@@ -47,6 +59,13 @@ class Session:
         self.outcomes: Wakers[str, Outcome] = Wakers(
             self.database, partial(find_ended, self.database), str, "outcomes"
         )
+        self.readers = Readers(self.database, self.clock, allow_pickle=settings.allow_pickle)
+        self.messages: Wakers[Receiver, Receiver] = Wakers(
+            self.database, partial(find_unread, self.database), messages.word_of, "messages"
+        )
+        self.events: Wakers[Watcher, Event] = Wakers(
+            self.database, partial(find_events, self.database), events.word_of, "events"
+        )
         self.notifier = Notifier(
             self.database,
             self.clock,
@@ -61,14 +80,23 @@ class Session:
         self.on_drop: Callable[[], None] = lambda: None
         """Called when everything is dropped. For tests."""
         self.on_news: dict[str, list[Callable[[list[str]], None]]] = {
-            notifier.ENDED: [self.outcomes.news],
+            notifier.ENDED: [self.outcomes.news, self.readers.ended],
             notifier.QUEUED: [],
             notifier.CONFIGURED: [lambda _: self.catalog.forget()],
             notifier.DELAYED: [],
             notifier.PERMITS: [],
             notifier.DEAD: [],
+            notifier.STREAMED: [self.readers.news],
+            notifier.MESSAGES: [self.messages.news],
+            notifier.EVENTS: [self.events.news],
         }
-        self.on_recheck: list[Callable[[], None]] = [self.outcomes.recheck, self.catalog.forget]
+        self.on_recheck: list[Callable[[], None]] = [
+            self.outcomes.recheck,
+            self.readers.recheck,
+            self.messages.recheck,
+            self.events.recheck,
+            self.catalog.forget,
+        ]
 
     @asynccontextmanager
     async def open(self, *, migrate: bool | None = None) -> AsyncIterator["Session"]:
@@ -86,7 +114,8 @@ class Session:
             await stack.enter_async_context(self.database.open())
             await stack.enter_async_context(self.checkpointer.open())
             await stack.enter_async_context(self.notifier.open())
-            await stack.enter_async_context(self.outcomes.open())
+            for wakers in (self.outcomes, self.messages, self.events, self.readers):
+                await stack.enter_async_context(wakers.open())
             self._loop = asyncio.get_running_loop()
             yield self
 
@@ -100,7 +129,7 @@ class Session:
             calling = asyncio.get_running_loop()
         except RuntimeError:  # no loop at all
             return
-        if calling is not self._loop:
+        if self._loop is not None and calling is not self._loop:
             raise errors.ConfigurationError(
                 "this app or client was opened on another event loop: await it there, as with "
                 "asyncio.run_coroutine_threadsafe(…, loop), or open one for each loop"
@@ -204,6 +233,7 @@ class Session:
         for workflow_id in cancelled:
             self.notifier.post(notifier.ENDED, workflow_id)
         self.outcomes.news(cancelled)
+        self.readers.ended(cancelled)
         return cancelled
 
     async def standing_of(self, workflow_id: str) -> tuple[str, Status]:
@@ -273,7 +303,8 @@ class Session:
         if self.executor is not None:
             self.executor.drop(why)
         self.checkpointer.drop(why)
-        self.outcomes.drop(why)
+        for wakers in (self.outcomes, self.messages, self.events, self.readers):
+            wakers.drop(why)
         self.database.drop()
         self.on_drop()
 

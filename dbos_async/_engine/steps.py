@@ -128,9 +128,12 @@ class Steps:
         if execution.slot is not None and not step.is_internal:
             await execution.slot.enter()
         started_at_ms = self._clock.now_ms()
-        made = await self._outcome(execution, branch, key, step, args, kwargs)
+        running = RunningStep(key, position)
+        made = await self._outcome(execution, branch, running, step, args, kwargs)
         if step.is_internal and execution.stopped is not None:
             execution.begin(key)  # what a run learns because it is stopped is no outcome
+        if key in execution.frozen:  # nor is what a step returns though a limit has cancelled it
+            raise asyncio.CancelledError
         completed_at_ms = self._clock.now_ms()
         landing = await self._checkpointer.commit(
             StepWrite(
@@ -179,13 +182,12 @@ class Steps:
         self,
         execution: Execution,
         branch: Branch,
-        key: str,
+        running: RunningStep,
         step: StepDefinition,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> "Made":
         """Call the step and encode what comes of it."""
-        running = RunningStep(key)
         outer, branch.step = branch.step, running
         if not step.is_internal:
             execution.steps_running += 1
@@ -356,7 +358,7 @@ def check_same(execution: Execution, recorded: Recorded, name: str, digest: int 
         f"{recorded.name!r}{' with its arguments' if recorded.name == name else ''} is recorded, "
         f"now {what}. Either the code changed (patch it back, or let the old version, pinned by "
         "app_version=, finish what it began) or it is not deterministic (move clocks, random "
-        "numbers and I/O into steps; instead of asyncio.timeout around a step give it timeout=)."
+        "numbers and I/O into steps; dbos.timeout and dbos.wait instead of asyncio's)."
     )
 
 

@@ -27,6 +27,8 @@ V = TypeVar("V")
 
 MAX_KEYS: Final = 5_000
 """Keys that one statement looks up."""
+MANY: Final = 16
+"""A look for more than this many is followed by a rest, if there is one."""
 
 
 class Asked(Generic[V]):
@@ -53,17 +55,21 @@ class Wakers(Generic[K, V]):
         look_up: Callable[[list[K]], Awaitable[Mapping[K, V | Exception]]],
         word_of: Callable[[K], str],
         name: str,
+        *,
+        rest: float = 0.0,
     ) -> None:
         """Args:
         look_up: the answers that there are to these keys, in the order in which they were
             asked; an exception is raised where it is awaited. It is repeated after an outage.
         word_of: what news calls a key.
         name: what the task that looks is called.
+        rest: seconds between a look for many and the next, in which reasons gather.
         """
         self._database = database
         self._look_up = look_up
         self._word_of = word_of
         self._name = name
+        self._rest = rest
         self._asked: dict[K, Asked[V]] = {}
         self._by_word: dict[str, dict[K, None]] = {}
         self._reasons: dict[K, None] = {}  # keys that are to be looked up
@@ -86,8 +92,20 @@ class Wakers(Generic[K, V]):
             refuse(asked, why)
 
     @asynccontextmanager
-    async def asking(self, key: K) -> AsyncIterator[Asked[V]]:
-        """Ask for the length of the block; the first look is at once.
+    async def asking(self, key: K, *, look: bool = True) -> AsyncIterator[Asked[V]]:
+        """Ask for the length of the block. Args and errors as of `ask`."""
+        asked = self.ask(key, look=look)
+        try:
+            yield asked
+        finally:
+            self.leave(key, asked)
+
+    def ask(self, key: K, *, look: bool = True) -> Asked[V]:
+        """Begin to ask; whoever does must `leave`.
+
+        Args:
+            key: what for.
+            look: whether to look at once; False if the last look is younger than all news.
 
         Raises:
             NotLaunchedError: nobody looks any more.
@@ -99,15 +117,17 @@ class Wakers(Generic[K, V]):
             asked = self._asked[key] = Asked()
             self._by_word.setdefault(self._word_of(key), {})[key] = None
         asked.askers += 1
-        self._look_at([key])
-        try:
-            yield asked
-        finally:
-            asked.askers -= 1
-            if asked.askers == 0:
-                asked.answer.cancel()
-                if self._asked.get(key) is asked:
-                    self._forget(key)
+        if look:
+            self._look_at([key])
+        return asked
+
+    def leave(self, key: K, asked: Asked[V]) -> None:
+        """Ask no more."""
+        asked.askers -= 1
+        if asked.askers == 0:
+            asked.answer.cancel()
+            if self._asked.get(key) is asked:
+                self._forget(key)
 
     async def wait(self, key: K) -> V:
         """The answer, once there is one."""
@@ -144,11 +164,18 @@ class Wakers(Generic[K, V]):
         while True:
             await self._something.wait()
             self._something.clear()
-            keys = [key for key in self._reasons if key in self._asked]
+            keys = [key for key in self._reasons if self._is_open(key)]
             self._reasons = {}
             for first in range(0, len(keys), MAX_KEYS):
                 some = keys[first : first + MAX_KEYS]
                 self._settle(some, await self._database.persistently(partial(self._look_up, some)))
+            if self._rest and len(keys) > MANY:
+                await asyncio.sleep(self._rest)
+
+    def _is_open(self, key: K) -> bool:
+        """Whether somebody asks who has no answer; one who has may not have left yet."""
+        asked = self._asked.get(key)
+        return asked is not None and not asked.answer.done()
 
     def _settle(self, keys: list[K], found: Mapping[K, V | Exception]) -> None:
         for key in keys:
