@@ -19,6 +19,7 @@ from dbos_async._client import Client, Verbs
 from dbos_async._config import Seconds
 from dbos_async._debouncer import Debouncer
 from dbos_async._engine.functions import Call, Step, StepDecorator, Workflow
+from dbos_async._engine.messages import Message
 from dbos_async._engine.options import StepOptions, WorkflowOptions
 from dbos_async._engine.rehearsal import ReplayReport
 from dbos_async._engine.retry import Retry
@@ -43,6 +44,7 @@ from dbos_async.errors import (
     RecoveryExhaustedError,
     SerializationError,
     StepRetriesExhaustedError,
+    StreamClosedError,
     WorkflowCancelledError,
     WorkflowConflictError,
     WorkflowNotFoundError,
@@ -66,6 +68,7 @@ __all__ = [
     "DivergenceError",
     "ExecutorInfo",
     "Limiter",
+    "Message",
     "NotLaunchedError",
     "PortableWorkflowError",
     "Queue",
@@ -83,6 +86,7 @@ __all__ = [
     "StepInfo",
     "StepOptions",
     "StepRetriesExhaustedError",
+    "StreamClosedError",
     "Verbs",
     "VersionWork",
     "Workflow",

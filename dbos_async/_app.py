@@ -9,7 +9,7 @@ from msgspec import structs
 
 from dbos_async import errors
 from dbos_async._client import Client, Verbs
-from dbos_async._config import EMBEDDED_DIRECTORY, Seconds, Settings, seconds_of
+from dbos_async._config import DURATIONS, EMBEDDED_DIRECTORY, Seconds, Settings, seconds_of
 from dbos_async._engine import rehearsal
 from dbos_async._engine.context import current_branch, task_tree
 from dbos_async._engine.dispatcher import Dispatcher
@@ -63,6 +63,8 @@ class DBOS(Router, Client):
         lease: seconds after which a process whose host or network is gone counts as dead; one that
             is killed is dead at once.
         stall_limit: seconds that a blocked event loop may stand still before others take over.
+        park_after: seconds; a workflow that sleeps or waits for longer leaves memory until it is
+            due, or what it waits for has come. None: none does.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class DBOS(Router, Client):
         max_threads: int = 40,
         lease: Seconds = 10.0,
         stall_limit: Seconds = 120.0,
+        park_after: Seconds | None = 60.0,
     ) -> None:
         super().__init__()
         self._settings = Settings(
@@ -95,6 +98,7 @@ class DBOS(Router, Client):
             max_threads=max_threads,
             lease=seconds_of(lease),
             stall_limit=seconds_of(stall_limit),
+            park_after=None if park_after is None else seconds_of(park_after),
         )
         self._session = None
         self._host = None
@@ -120,13 +124,19 @@ class DBOS(Router, Client):
 
         Raises:
             ConfigurationError: the app is launched.
-            TypeError: there is no such setting.
+            TypeError: there is no such setting, or a duration is none.
+            ValueError: a duration is negative or endless.
         """
         self._check_open("a change of configuration")
         unknown = set(overrides) - set(Settings.__struct_fields__)
         if unknown:
             raise TypeError(f"unknown setting {min(unknown)!r}")
-        self._settings = structs.replace(self._settings, **overrides)
+        durations = {
+            name: seconds_of(overrides[name])
+            for name in DURATIONS & overrides.keys()
+            if overrides[name] is not None or name != "park_after"
+        }
+        self._settings = structs.replace(self._settings, **overrides | durations)
 
     def include(self, router: Router, /) -> None:
         """Take over what a router declares, now and later, before the launch.
@@ -322,7 +332,10 @@ class DBOS(Router, Client):
             lease.on_lost = leader.unsettled
             lease.on_usurped = executor.usurped
             recovery = Recovery(settings, session.database, executor, addresses)
-            dispatcher = Dispatcher(settings, session, executor, addresses, registry.listened)
+            parking = [queue.name for queue in registry.queues.values() if queue.park]
+            dispatcher = Dispatcher(
+                settings, session, executor, addresses, registry.listened, parking
+            )
             await declare(session, registry)
             await warn_of_stranded(session)
             session.executor = executor

@@ -5,7 +5,7 @@ import inspect
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, ClassVar, ParamSpec, Self, TypeVar, overload
+from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
 from msgspec import structs
 
@@ -24,12 +24,14 @@ from dbos_async._engine.steps import recorded
 from dbos_async._handle import WorkflowHandle, WorkflowStatus, status_of
 from dbos_async._log import log
 from dbos_async._management import Management
+from dbos_async._messaging import Messaging
 from dbos_async._queue import Queue, name_of
 from dbos_async._service import Host
 from dbos_async._store import codec, listing, queues, workflows
 from dbos_async._store.listing import Filter
 from dbos_async._store.queues import limits_of
 from dbos_async._store.records import QueueRow, WorkflowRow
+from dbos_async._streaming import StreamReading
 from dbos_async._versions import Versioning
 
 A = TypeVar("A")
@@ -81,7 +83,7 @@ class Inquirer:
         return decode(text_of(outcome, allow_pickle=session.settings.allow_pickle))
 
 
-class Verbs(Management, Versioning):
+class Verbs(Management, Messaging, StreamReading, Versioning):
     """What can be done with workflows from anywhere."""
 
     def __init__(self) -> None:
@@ -225,32 +227,6 @@ class Verbs(Management, Versioning):
     def _queue_of(self, row: QueueRow) -> Queue:
         return Queue(self, self._acting, row.name, limits_of(row), is_paused=bool(row.is_paused))
 
-    @overload
-    async def get_event(
-        self, workflow_id: str, key: str, *, timeout: Seconds = 60, as_: type[A]
-    ) -> A | None: ...
-    @overload
-    async def get_event(
-        self, workflow_id: str, key: str, *, timeout: Seconds = 60
-    ) -> Any | None: ...
-    async def get_event(
-        self, workflow_id: str, key: str, *, timeout: Seconds = 60, as_: Any = Any
-    ) -> Any:
-        """Not in this version."""
-        raise NotImplementedError("get_event is not in this version of dbos_async")
-
-    @overload
-    def read_stream(
-        self, workflow_id: str, key: str, *, offset: int = 0, as_: type[A]
-    ) -> AsyncIterator[A]: ...
-    @overload
-    def read_stream(self, workflow_id: str, key: str, *, offset: int = 0) -> AsyncIterator[Any]: ...
-    def read_stream(
-        self, workflow_id: str, key: str, *, offset: int = 0, as_: Any = Any
-    ) -> AsyncIterator[Any]:
-        """Not in this version."""
-        raise NotImplementedError("read_stream is not in this version of dbos_async")
-
     def launched(self) -> Executor:
         """The executor that direct calls run on.
 
@@ -268,7 +244,11 @@ class Verbs(Management, Versioning):
     def _acting(self) -> Session:
         """The session of the workflow that asks, else this app's or client's own."""
         branch = calling_branch()
-        return self._own_session() if branch is None else branch.execution.executor.session
+        if branch is None:
+            return self._own_session()
+        session: Session = branch.execution.executor.session
+        session.check_loop()
+        return session
 
     def _own_session(self) -> Session:
         raise NotImplementedError

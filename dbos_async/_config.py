@@ -90,6 +90,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     recheck_interval: float = 5.0
     """Seconds between looks at everything that waits, in case a notification was lost."""
 
+    park_after: float | None = 60.0
+    """Seconds; a workflow that waits for longer leaves memory meanwhile. None: none does."""
+
     def resolved(self, environment: Mapping[str, str] = os.environ) -> "Settings":
         """These settings completed from the environment.
 
@@ -128,6 +131,16 @@ class Settings(Struct, frozen=True, kw_only=True):
                 )
         if self.database_url is not None:
             check_url(self.database_url)
+
+
+DURATIONS: Final = {
+    "lease",
+    "stall_limit",
+    "connect_timeout",
+    "recheck_interval",
+    "park_after",
+}
+"""Settings that are seconds, and may be given as a timedelta."""
 
 
 def check_url(url: str) -> None:

@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import NoReturn, Self, cast
 
 from dbos_async._client import Client
-from dbos_async._store.checkpointer import MAX_ROWS, Checkpointer, Waiting, taken
+from dbos_async._store.batches import MAX_ROWS, Waiting, taken
+from dbos_async._store.checkpointer import Checkpointer
 
 
 class Crashed(BaseException):

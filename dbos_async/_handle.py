@@ -37,10 +37,16 @@ class WorkflowStatus(Struct, frozen=True, kw_only=True):
     created_at: datetime
     updated_at: datetime
     started_at: datetime | None
-    """When it was taken off its queue; None if it was started directly."""
+    """When it was first taken off its queue; None if it was started directly and not yet left
+    memory to wait."""
     completed_at: datetime | None
     deadline: datetime | None
     delay_until: datetime | None
+    """When a workflow that is DELAYED starts, or goes on; None of all others."""
+    waiting_for: str | None
+    """What a workflow waits for that has begun: `sleep`, `message <topic>`, `event <workflow id>
+    <key>`, so that it takes no room in any process; `workflow`, one that it enqueued, or `slot`, to
+    go on, so that it takes none in its queue. None while it runs or has not begun."""
     timeout: float | None
     """Seconds."""
     executor_id: str | None
@@ -129,6 +135,11 @@ class WorkflowHandle(Generic[R]):
         return f"<workflow handle {self.workflow_id}>"
 
 
+def started_of(handle: WorkflowHandle[Any]) -> Started:
+    """What the engine knows of a handle's workflow."""
+    return handle._started  # noqa: SLF001  # ours
+
+
 def status_of(row: WorkflowRow, *, allow_pickle: bool = False) -> WorkflowStatus:
     """A row in our vocabulary."""
     return WorkflowStatus(
@@ -145,7 +156,8 @@ def status_of(row: WorkflowRow, *, allow_pickle: bool = False) -> WorkflowStatus
         started_at=maybe_moment(row.started_at_ms),
         completed_at=maybe_moment(row.completed_at_ms),
         deadline=maybe_moment(row.deadline_ms),
-        delay_until=maybe_moment(row.delay_until_ms),
+        delay_until=maybe_moment(row.delay_until_ms if row.status == "DELAYED" else None),
+        waiting_for=row.waiting_for,
         timeout=None if row.timeout_ms is None else row.timeout_ms / 1000,
         executor_id=row.executor_id,
         app_version=row.app_version,

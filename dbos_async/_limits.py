@@ -9,6 +9,8 @@ from dbos_async._config import Seconds, seconds_of
 
 MAX_COUNT = 2**31 - 1
 MAX_ID_BYTES = 255
+MAX_WORD_BYTES = 1_000
+"""Of a topic or key: two of them fit into an index of Postgres, which takes 2,700 bytes."""
 
 
 class RateLimit(Struct, frozen=True):
@@ -57,6 +59,15 @@ class Limits(Struct, frozen=True, kw_only=True):
     def counts_running(self) -> bool:
         """Whether what runs on other processes matters."""
         return self.concurrency is not None or self.partition_concurrency is not None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing limits what runs; starts may be."""
+        return (
+            self.worker_concurrency is None
+            and self.partition_worker_concurrency is None
+            and not self.counts_running
+        )
 
     @property
     def is_shared(self) -> bool:
@@ -216,4 +227,35 @@ def checked_id(value: object, what: str) -> str:
         raise ValueError(f"{what} has a character that cannot be printed: {value!r}")
     if len(value.encode()) > MAX_ID_BYTES:
         raise ValueError(f"{what} is longer than {MAX_ID_BYTES} bytes: {value[:40]!r}…")
+    return value
+
+
+def checked_kind(kind: Any) -> Any:
+    """A type to decode to.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(kind, str | bytes | int | float | list | dict | tuple | set):
+        raise TypeError(f"as_ is a type, such as int or list[str], not {kind!r}")
+    return kind
+
+
+def checked_word(value: object, what: str) -> str:
+    """A topic, key or the like: any text that can be stored, others' ids too.
+
+    Raises:
+        TypeError: it is no str.
+        ValueError: Postgres cannot store it, or it is longer than 1,000 bytes.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is a str, not {type(value).__name__}")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} is not valid Unicode: {value!r}") from None
+    if "\0" in value:
+        raise ValueError(f"{what} has a NUL character, which Postgres cannot store: {value!r}")
+    if size > MAX_WORD_BYTES:
+        raise ValueError(f"{what} is longer than {MAX_WORD_BYTES} bytes: {value[:40]!r}…")
     return value

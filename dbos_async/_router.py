@@ -4,7 +4,8 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import (
     Any,
@@ -13,6 +14,7 @@ from typing import (
     ParamSpec,
     Protocol,
     TypeVar,
+    cast,
     get_args,
     overload,
 )
@@ -22,22 +24,26 @@ import structlog
 from dbos_async import errors
 from dbos_async._client import Verbs, call_of, check_workflow
 from dbos_async._config import Seconds, seconds_of
-from dbos_async._engine import patches
-from dbos_async._engine.context import calling_branch, current_branch
+from dbos_async._engine import events, messages, patches, races, timeouts
+from dbos_async._engine.context import Branch, calling_branch, current_branch
+from dbos_async._engine.execution import Started
 from dbos_async._engine.executor import Executor
 from dbos_async._engine.functions import Step, StepDecorator, Workflow, in_step, workflow_of
 from dbos_async._engine.registry import OnConflict, QueueDefinition, Registry
 from dbos_async._engine.session import Session
 from dbos_async._engine.steps import recorded
-from dbos_async._handle import WorkflowHandle
-from dbos_async._limits import Limiter, Limits, RateLimit, checked_id
+from dbos_async._engine.timeouts import Timeout
+from dbos_async._handle import WorkflowHandle, started_of
+from dbos_async._limits import Limiter, Limits, RateLimit, checked_id, checked_kind, checked_word
 from dbos_async._log import log
 from dbos_async._queue import Queue, name_of
+from dbos_async._streaming import StreamWriting
 
 P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
 A = TypeVar("A")
+E = TypeVar("E", bound="asyncio.Future[Any] | WorkflowHandle[Any]")
 W = TypeVar("W", bound=Callable[[datetime], Awaitable[object]])
 
 
@@ -69,7 +75,7 @@ class App(Protocol):
     def _own_session(self) -> Session: ...
 
 
-class Router(Verbs):
+class Router(Verbs, StreamWriting):
     """Decorators and verbs for modules that cannot import the app; `dbos.include(router)`."""
 
     def __init__(self) -> None:
@@ -130,6 +136,7 @@ class Router(Verbs):
         partition_worker_concurrency: int | None = None,
         partition_rate_limit: RateLimit | None = None,
         on_conflict: OnConflict = "update_if_latest_version",
+        park: bool = False,
     ) -> Queue:
         """Declare a queue, once per app; every process of the app works on it.
 
@@ -145,6 +152,9 @@ class Router(Verbs):
             partition_rate_limit: `rate_limit` for each partition key.
             on_conflict: what a launch does with limits that the database has already: overwrite
                 them if this is the app's newest version, "always_update", or "never_update".
+            park: let a workflow that waits long leave memory though the queue limits how many run:
+                another takes its place, and when it is due it stands in line again. Without such a
+                limit it does so anyway.
 
         Raises:
             ValueError: a limit is below 1, or larger than one that contains it.
@@ -166,7 +176,7 @@ class Router(Verbs):
             partition_rate_limit=partition_rate_limit,
         )
         limits.check()
-        self._registry.add_queue(QueueDefinition(name, limits, on_conflict))
+        self._registry.add_queue(QueueDefinition(name, limits, on_conflict, park))
         return Queue(self, self._acting, name, limits)
 
     def listen_queues(self, queues: Iterable[str | Queue]) -> None:
@@ -247,6 +257,66 @@ class Router(Verbs):
         executor: Executor = branch.execution.executor
         return executor.inner.sleep(branch, seconds)
 
+    @overload
+    def wait(
+        self, entrants: Iterable[E], *, return_when: str = ..., timeout: Seconds | None = None
+    ) -> Coroutine[Any, Any, tuple[set[E], set[E]]]: ...
+    @overload
+    def wait(
+        self, entrants: Iterable[Any], *, return_when: str = ..., timeout: Seconds | None = None
+    ) -> Coroutine[Any, Any, tuple[set[Any], set[Any]]]: ...
+    def wait(
+        self,
+        entrants: Iterable[Any],
+        *,
+        return_when: str = asyncio.ALL_COMPLETED,
+        timeout: Seconds | None = None,
+    ) -> Coroutine[Any, Any, tuple[set[Any], set[Any]]]:
+        """Wait for tasks and workflows, as `asyncio.wait` does: those done, and those pending.
+
+            first, others = await dbos.wait([task, handle], return_when=asyncio.FIRST_COMPLETED)
+
+        Within a workflow who was done is recorded, and a replay returns the same, so a race has the
+        same winner. Nothing is raised or cancelled; `get_result` tells what became of a workflow.
+
+        Args:
+            entrants: tasks, futures and handles, mixed. Within a workflow a set is put into order,
+                which works for tasks that the workflow spawned, and for handles.
+            return_when: as for `asyncio.wait`; a workflow that failed or was cancelled counts as an
+                exception.
+            timeout: seconds after which it returns in any case; durable within a workflow.
+
+        Raises:
+            ValueError: there is nothing to wait for, or no such mode, or the timeout is negative.
+            TypeError: there is something else in it, such as a coroutine: create a task of it.
+        """
+        seconds = None if timeout is None else seconds_of(timeout)
+        branch = calling_branch()
+        if branch is not None and branch.step is not None:
+            branch = None
+        elements, places = entered(entrants, branch)
+        mode = races.checked_mode(return_when)
+        if branch is not None:
+            return parted(elements, races.wait(branch, places, mode, seconds))
+        is_for_workflows = any(isinstance(place, Started) for place in places)
+        race = races.Race(places, mode, self._acting() if is_for_workflows else None)
+        return parted(elements, races.wait_plainly(race, seconds))
+
+    def timeout(self, duration: Seconds) -> AbstractAsyncContextManager[Timeout]:
+        """Limit the time of a block: it is cancelled, and TimeoutError is raised at its end.
+
+            async with dbos.timeout(60) as limit:
+                await confirmation()
+
+        Within a workflow it is durable: the moment is recorded, and holds over recoveries, and a
+        block that expired does so at the same place in a replay. Else it is `asyncio.timeout`.
+
+        Raises:
+            ValueError: the duration is negative.
+            TimeoutError: at the end of the block, if it expired.
+        """
+        return timeouts.timeout(seconds_of(duration))
+
     def now(self) -> Coroutine[Any, Any, datetime]:
         """The database's time, aware, in UTC; within a workflow, recorded."""
         clock = self._acting().clock
@@ -295,14 +365,49 @@ class Router(Verbs):
         return patches.deprecate_patch(checked_id(name, "the patch's name"))
 
     @overload
-    async def recv(
+    def recv(
         self, topic: str | None = None, *, timeout: Seconds = 60, as_: type[A]
-    ) -> A | None: ...
+    ) -> Coroutine[Any, Any, A | None]: ...
     @overload
-    async def recv(self, topic: str | None = None, *, timeout: Seconds = 60) -> Any | None: ...
-    async def recv(self, topic: str | None = None, *, timeout: Seconds = 60, as_: Any = Any) -> Any:
-        """Not in this version."""
-        raise NotImplementedError("recv is not in this version of dbos_async")
+    def recv(
+        self, topic: str | None = None, *, timeout: Seconds = 60, as_: Any = ...
+    ) -> Coroutine[Any, Any, Any | None]: ...
+    def recv(
+        self, topic: str | None = None, *, timeout: Seconds = 60, as_: Any = Any
+    ) -> Coroutine[Any, Any, Any]:
+        """The oldest message of a topic that this workflow has not received yet.
+
+        It is received exactly once, by one call. One that does not fit `as_` is received, too.
+
+        Args:
+            topic: which messages; None for those that were sent without a topic.
+            timeout: seconds to wait for one, from the first call on, whatever crashes in between;
+                0 only looks. Then None.
+            as_: its type; plain JSON values unless given.
+
+        Raises:
+            ConfigurationError: it is called outside of workflows, or in a step.
+            SerializationError: the message does not fit `as_`, or is in a format that is not read
+                here; the message says what to do.
+            TypeError: an argument is of the wrong type.
+            ValueError: the timeout is negative, or the topic cannot be stored.
+        """
+        kind = checked_kind(as_)
+        return messages.recv(messages.checked_topic(topic), seconds_of(timeout), kind)
+
+    def set_event(self, key: str, value: Any) -> Coroutine[Any, Any, None]:
+        """Publish a value of this workflow under a key, for `get_event`; the latest one counts.
+
+        In a workflow's own code it is a step, done exactly once. Within a step it is done at once,
+        and again if the step runs again.
+
+        Raises:
+            ConfigurationError: it is called outside of workflows.
+            SerializationError: the value cannot be stored, or is too large; it names the place.
+            TypeError: the key is no str.
+            ValueError: the key cannot be stored.
+        """
+        return events.set_event(checked_word(key, "the event's key"), value)
 
     @property
     def workflow_id(self) -> str | None:
@@ -387,6 +492,42 @@ class Router(Verbs):
     def _decoder_of(self, name: str) -> Callable[[str], Any]:
         definition = self._registry.workflows.get(name)
         return super()._decoder_of(name) if definition is None else definition.decode
+
+
+def entered(entrants: Iterable[E], branch: Branch | None) -> tuple[list[E], list[races.Entrant]]:
+    """What is waited for, in an order that a replay finds again, and the same for the engine.
+
+    Raises:
+        ValueError: there is nothing.
+        TypeError: there is something that cannot be waited for.
+    """
+    if isinstance(entrants, asyncio.Future | WorkflowHandle):
+        raise TypeError(f"wait takes a list: write dbos.wait([{entrants!r}])")
+    elements = list(entrants)
+    if not elements:
+        raise ValueError("wait was given nothing to wait for")
+    if branch is not None and isinstance(entrants, set | frozenset):
+        place = branch
+        elements.sort(key=lambda element: races.rank(entrant_of(element), place))
+    return elements, [entrant_of(element) for element in elements]
+
+
+def entrant_of(element: object) -> races.Entrant:
+    """A task or a workflow. Raises TypeError as `entered` does."""
+    if isinstance(element, WorkflowHandle):
+        return started_of(cast(WorkflowHandle[object], element))
+    return races.checked_entrant(element)
+
+
+async def parted(
+    elements: Sequence[E], done: Coroutine[Any, Any, list[int]]
+) -> tuple[set[E], set[E]]:
+    """Those that are done, and the others."""
+    places = set(await done)
+    return (
+        {element for place, element in enumerate(elements) if place in places},
+        {element for place, element in enumerate(elements) if place not in places},
+    )
 
 
 def checked_queue_name(name: object) -> str:

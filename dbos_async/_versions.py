@@ -194,8 +194,8 @@ class Versioning:
         Args:
             from_version: which version's work; what its own processes run meanwhile stays theirs.
             to_version: one that was launched at least once.
-            include_pending: also what a process had begun that is gone, and not only what is on
-                queues or delayed.
+            include_pending: also what has begun: what is parked, and what a process had that is
+                gone; and not only what is on queues or delayed.
 
         Raises:
             ValueError: the versions are the same, or no process has ever run one of them.

@@ -16,6 +16,7 @@ DBOSError
 ├── DivergenceError
 ├── SerializationError
 ├── StepRetriesExhaustedError
+├── StreamClosedError
 └── PortableWorkflowError
 
 Bad arguments are plain ValueError and TypeError. A class's docstring is its default message.
@@ -37,6 +38,7 @@ __all__ = [
     "RecoveryExhaustedError",
     "SerializationError",
     "StepRetriesExhaustedError",
+    "StreamClosedError",
     "WorkflowCancelledError",
     "WorkflowConflictError",
     "WorkflowNotFoundError",
@@ -133,6 +135,10 @@ class StepRetriesExhaustedError(DBOSError):
     def __init__(self, message: str | None = None, errors: Sequence[Exception] = ()) -> None:
         super().__init__(message)
         self.errors = list(errors)
+
+
+class StreamClosedError(DBOSError):
+    """The stream was closed: nothing can be written to it any more."""
 
 
 class PortableWorkflowError(DBOSError):
