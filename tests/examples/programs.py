@@ -12,7 +12,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds after which what a test waits for will not come."""
 
 

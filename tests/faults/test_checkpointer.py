@@ -1,6 +1,7 @@
 """The checkpointer's promises: isolated, idempotent, fenced, bounded."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
@@ -9,9 +10,10 @@ import pytest
 
 from dbos_async import DatabaseRefusedError, errors
 from dbos_async._config import Settings
-from dbos_async._store import checkpointer as module
-from dbos_async._store.checkpointer import Checkpointer, Landing, Waiting, taken
+from dbos_async._store.batches import MAX_BYTES, Waiting, taken
+from dbos_async._store.checkpointer import Checkpointer
 from dbos_async._store.database import Database
+from dbos_async._store.landings import Landing
 from dbos_async._store.records import CompletionWrite, Fence, Recorded, StepWrite, WorkflowWrite
 
 OWNER = "owner-1"
@@ -218,10 +220,10 @@ async def test_a_cancelled_callers_write_still_happens(bench: Bench) -> None:
 
 
 async def test_a_write_over_16_mib_goes_alone(bench: Bench) -> None:
-    big = "1" * (module.MAX_BYTES + 1)
+    big = "1" * (MAX_BYTES + 1)
     writes = [step("w", 1), step("w", 2, output=big), step("w", 3), step("w", 4)]
     loop = asyncio.get_running_loop()
-    waiting = module.deque(Waiting(write, loop.create_future()) for write in writes)
+    waiting = deque(Waiting(write, loop.create_future()) for write in writes)
     batches = []
     while waiting:
         batches.append([one.write.position for one in taken(waiting, 1000)])

@@ -132,7 +132,7 @@ async def test_a_shutdown_ends_while_postgres_is_away(
     await load.start(20)
     await asyncio.to_thread(server.stop, "immediate")
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             await load.dbos.shutdown(timeout=0.5)
     finally:
         await asyncio.to_thread(server.start)

@@ -7,8 +7,11 @@ import pytest
 from load import PATIENCE
 
 from dbos_async import DBOS, Client, NotLaunchedError
+from dbos_async._engine import dispatcher
 from dbos_async._engine.session import Session
 from dbos_async._store import notifier, sql
+from dbos_async._store.batches import Waiting
+from dbos_async._store.checkpointer import Checkpointer
 from dbos_async.testing import Crashed
 
 
@@ -73,6 +76,32 @@ async def test_what_takes_longer_is_left_pending_and_its_finally_runs_no_steps(
         handle = await again.dbos.retrieve_workflow("w")
         assert await handle.get_result(timeout=PATIENCE) == "charged"
     assert again.began == ["charge", "refund"]
+
+
+async def test_a_step_that_ends_just_before_a_shutdown_is_recorded_before_others_go_on(
+    dbos_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, again = Shop(dbos_database_url), Shop(dbos_database_url)
+    record = Checkpointer._record
+    under_way = asyncio.Event()
+
+    async def slowly(checkpointer: Checkpointer, connection: Any, batch: list[Waiting]) -> None:
+        under_way.set()
+        await asyncio.sleep(0.5)  # on its way, while all else is fast
+        await record(checkpointer, connection, batch)
+
+    await shop.dbos.launch()
+    await shop.dbos.start_workflow(shop.checkout)
+    await shop.inside.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "_record", slowly)
+        shop.gate.set()
+        await under_way.wait()
+        await shop.dbos.shutdown(timeout=0)
+    async with again.dbos:
+        handle = await again.dbos.retrieve_workflow("w")
+        assert await handle.get_result(timeout=PATIENCE) == "charged"
+    assert again.began == ["refund"]
 
 
 async def test_a_workflow_of_another_process_wakes_its_awaiter_by_notification(
@@ -165,8 +194,9 @@ async def test_what_a_shutdown_leaves_of_a_queue_goes_on_elsewhere_at_once(
 
 @pytest.mark.parametrize("turns", [0, 1, 5, 20, 60])
 async def test_a_shutdown_amid_claims_leaves_nothing_claimed(
-    dbos_database_url: str, turns: int
+    dbos_database_url: str, turns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(dispatcher, "CLOSING", PATIENCE)  # a claim may travel for long
     dbos = DBOS("queues", dbos_database_url, app_version="1")
     dbos.queue("queue", worker_concurrency=50)
 

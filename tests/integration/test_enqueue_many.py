@@ -21,7 +21,7 @@ from dbos_async import (
     WorkflowConflictError,
 )
 from dbos_async._store import checkpointer, enqueues, sql
-from dbos_async._store.checkpointer import columns
+from dbos_async._store.batches import columns
 from dbos_async._store.records import WorkflowWrite
 
 

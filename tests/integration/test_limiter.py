@@ -75,6 +75,12 @@ async def dbos(dbos_database_url: str) -> DBOS:
     return DBOS("shop", dbos_database_url, app_version="1")
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a shutdown gives back is counted: let it take the time that it takes."""
+    monkeypatch.setattr(limits, "FAREWELL", PATIENCE)
+
+
 async def test_no_window_holds_more_calls_than_the_rate_limit(dbos_database_url: str) -> None:
     api = Api()
     process = Process(dbos_database_url, api, Limiter("api", rate_limit=RateLimit(20, per=0.5)))

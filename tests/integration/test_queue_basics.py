@@ -158,6 +158,28 @@ async def test_a_client_enqueues_by_stub_and_reads_the_result(
         assert (await handle.get_status()).timeout == 60
 
 
+@pytest.mark.parametrize("many", [False, True])
+async def test_what_a_client_enqueues_right_before_it_closes_is_told_of(
+    dbos: DBOS, dbos_database_url: str, many: bool
+) -> None:
+    dbos.queue("queue")
+    dbos.configure(recheck_interval=3600)
+
+    @dbos.workflow(name="flow")
+    async def flow(number: int) -> int:
+        return number
+
+    async with dbos:
+        async with Client(dbos_database_url) as client:
+            stub = client.stub("flow")
+            if many:
+                [handle] = await client.enqueue_many("queue", [stub.bind(7)])
+            else:
+                handle = await client.enqueue("queue", stub, 7)
+        enqueued = await dbos.retrieve_workflow(handle.workflow_id)
+        assert await enqueued.get_result(timeout=20) == 7
+
+
 async def test_no_process_runs_more_than_worker_concurrency(dbos_database_url: str) -> None:
     def app() -> tuple[DBOS, Gauge, Workflow[[], None]]:
         dbos, gauge = DBOS("queues", dbos_database_url, app_version="1"), Gauge()

@@ -22,7 +22,10 @@ from dbos_async._store import (
     databases,
     debounces,
     embedded,
+    events,
     limiters,
+    messages,
+    parking,
     queues,
     records,
     schema,
@@ -49,7 +52,6 @@ STATEMENTS = {name: text for module in MODULES for name, text in statements_of(m
 
 RECORDS: dict[str, type[msgspec.Struct]] = {
     "sql.FIND_STEPS": records.Recorded,
-    "sql.RECORD_RECEIPTS": records.Recorded,
     "sql.FIND_OWNERS": records.Owner,
     "sql.FIND_ENQUEUED": records.Owner,
     "sql.FETCH_HISTORY": records.Recorded,
@@ -80,6 +82,10 @@ RECORDS: dict[str, type[msgspec.Struct]] = {
     "sql.CLAIM": records.Claimed,
     "sql.CLAIM_EXACTLY": records.Claimed,
     "sql.CLAIM_IN_TURNS": records.Claimed,
+    "sql.FIND_UNKNOWN": records.WorkflowId,
+    "sql.COUNT_UNREAD": messages.Unread,
+    "sql.FIND_EVENTS": events.Event,
+    "sql.FETCH_EVENTS": events.Event,
     "sql.FETCH_QUEUES": records.QueueRow,
     "sql.FETCH_USE": records.Use,
     "sql.FETCH_PARTITIONS": records.PartitionUse,
@@ -87,6 +93,8 @@ RECORDS: dict[str, type[msgspec.Struct]] = {
     "sql.HAND_BACK": records.QueueName,
     "sql.RELEASE_DELAYED": records.QueueName,
     "sql.SET_DELAY": queues.Due,
+    "sql.PARK": parking.Nobodys,
+    "sql.LOCK_PARKED": parking.Locked,
     "sql.LEASE_TOKENS": limiters.Leased,
     "sql.FETCH_PERMITS": limiters.OtherPermits,
     "sql.DEBOUNCE": debounces.Debounced,
@@ -97,6 +105,8 @@ RECORDS: dict[str, type[msgspec.Struct]] = {
     "sql.COUNT_PROCESSES": versions.Count,
     "sql.MOVE_WORK": records.QueueName,
     "sql.COUNT_DEAD_LETTERS": versions.Count,
+    "sql.FETCH_STREAM_END": records.StreamEnd,
+    "sql.FETCH_STREAM_VALUES": records.StreamValue,
 }
 """What the rows of a statement become. One that is not here returns one column at most."""
 
@@ -111,6 +121,7 @@ TAKEN_APART = {
     "checkpointer.SESSION",
     "database.SESSION",
     "sql.FIND_HOLDERS",
+    "sql.RECORD_RECEIPTS",
 }
 """Statements of several columns that their callers take apart by name."""
 
@@ -222,6 +233,8 @@ OTHER_TABLES = """
 insert into dbos.workflow_input (workflow_uuid, inputs) select 'w-' || i, '{}'
   from generate_series(1, 20000) i;
 insert into dbos.workflow_output (workflow_uuid, output) select 'w-' || i, '1'
+  from generate_series(1, 20000) i;
+insert into dbos.workflow_events (workflow_uuid, key, value) select 'w-' || i, 'key', '1'
   from generate_series(1, 20000) i
 """
 NO_AUTOVACUUM = """
@@ -229,7 +242,14 @@ alter table dbos.workflow_status set (autovacuum_enabled = off);
 alter table dbos.operation_outputs set (autovacuum_enabled = off);
 alter table dbos.workflow_input set (autovacuum_enabled = off);
 alter table dbos.notifications set (autovacuum_enabled = off);
-alter table dbos.workflow_output set (autovacuum_enabled = off)
+alter table dbos.workflow_events set (autovacuum_enabled = off);
+alter table dbos.workflow_output set (autovacuum_enabled = off);
+alter table dbos.streams set (autovacuum_enabled = off)
+"""
+FILL_STREAMS = """
+insert into dbos.streams (workflow_uuid, key, value, "offset", serialization)
+select 'w-' || i, 'key-' || i % 3, '1', n, 'portable_json'
+  from generate_series(1, $1::int) i, generate_series(0, 3) n
 """
 FILL_MESSAGES = """
 insert into dbos.notifications (destination_uuid, topic, message, consumed)
@@ -240,6 +260,8 @@ SIZES = {
     "operation_outputs": 4 * ROWS,
     "workflow_input": 20_000,
     "notifications": ROWS,
+    "streams": 4 * 20_000,
+    "workflow_events": 20_000,
 }
 
 IDS = [f"w-{i}" for i in range(100, 140)]
@@ -276,7 +298,8 @@ WORKFLOWS = written(
 COMPLETIONS = written(
     records.CompletionWrite, workflow_id=IDS, owner="owner", status="SUCCESS", output="1"
 )
-MESSAGES = [IDS, [9] * 40, [f"m-{i}" for i in range(40)], IDS, ["topic-1"] * 40, ["1"] * 40]
+MESSAGE_IDS = [f"m-{i}" for i in range(40)]
+MESSAGES = [IDS, [9] * 40, MESSAGE_IDS, IDS, ["topic-1"] * 40, ["1"] * 40]
 TOLD = [IDS, [9] * 40, ["owner", None] * 20, ["key"] * 40, ["1"] * 40, [None, None, 1, 2] * 10]
 CLAIM = ["queue-1", "me", "o", "1", "shop", NAMES, NOTHINGS, NOTHINGS, 0]
 DEBOUNCE = ["new-1", "name-1", "queue-1", "d-1", "{}", "1", "me", None, None, 1000, None]
@@ -298,6 +321,7 @@ HOT: dict[str, list[Any]] = {
     "sql.COMPLETE_WORKFLOWS": COMPLETIONS,
     "sql.RECORD_MIXED": [*STEPS, "shop", *WORKFLOWS, [None] * 40, *COMPLETIONS],
     "sql.RECORD_EFFECTS": [*STEPS, "shop", *MESSAGES, *TOLD],
+    "sql.RECORD_STREAM_VALUES": [IDS, [9] * 40, ["owner"] * 40, *TOLD[3:5], [7] * 40],
     "sql.RECORD_RECEIPTS": [*STEPS, [f"topic-{i % 3}" for i in range(40)], "shop"],
     "sql.REFUSE_CHILD": ["w-1", 1, "{}", "owner-1"],
     "sql.FIND_STEPS": [IDS, ["1"] * 40],
@@ -330,6 +354,14 @@ HOT: dict[str, list[Any]] = {
     "sql.IMPORT_WORKFLOWS": ["[]"],
     "sql.IMPORT_STEPS": ["[]"],
     "sql.IMPORT_MESSAGES": ["[]"],
+    "sql.IMPORT_STREAMS": ["[]"],
+    "sql.IMPORT_EVENTS": ["[]"],
+    "sql.IMPORT_EVENTS_HISTORY": ["[]"],
+    "sql.SEND_MESSAGES": [MESSAGE_IDS, IDS, ["topic-1"] * 40, ["1"] * 40],
+    "sql.FIND_UNKNOWN": [IDS],
+    "sql.COUNT_UNREAD": [IDS, ["topic-1"] * 40, [1, 2] * 20],
+    "sql.FIND_EVENTS": [IDS, ["key"] * 40],
+    "sql.FETCH_EVENTS": ["w-100"],
     "sql.LIST_STEPS": [["w-1000"]],
     "sql.LOOK_AROUND": [0, 2000, "shop"],
     "sql.FIND_LATE": [0, 2000, "shop"],
@@ -356,12 +388,17 @@ HOT: dict[str, list[Any]] = {
     "sql.UNKNOWN_WAITING": ["queue-1", "1", "shop", NAMES, NOTHINGS, NOTHINGS],
     "sql.RELEASE_DELAYED": [0],
     "sql.SET_DELAY": ["w-3", None, 1000, 0],
+    "sql.LOCK_PARKED": [IDS],
+    "sql.TOUCH": [IDS],
+    "sql.PARK": [IDS, ["owner"] * 40, [1] * 40, ["sleep"] * 40, ["t"] * 40, IDS, ["k"] * 40],
     "sql.DEBOUNCE": [*DEBOUNCE, "shop", 0],
     "sql.FIND_KEY_HOLDER": ["queue-1", "name-1", "d-1", "shop"],
     "sql.FETCH_FOR_REPLAY": [IDS],
     "sql.COUNT_WORK": ["shop", 10_000],
     "sql.MOVE_WORK": ["1", "2", "shop", True],
     "sql.COUNT_DEAD_LETTERS": ["shop"],
+    "sql.FETCH_STREAM_END": ["w-9", "key-0"],
+    "sql.FETCH_STREAM_VALUES": [IDS, ["key-1"] * 40, [2] * 40, 100, 262_144],
 }
 """The statements that must not get slower as the tables grow, with arguments as they come."""
 
@@ -372,6 +409,7 @@ CHECKPOINTERS = {
     "sql.COMPLETE_WORKFLOWS",
     "sql.RECORD_MIXED",
     "sql.RECORD_EFFECTS",
+    "sql.RECORD_STREAM_VALUES",
     "sql.RECORD_RECEIPTS",
     "sql.FIND_STEPS",
     "sql.FIND_LAST_POSITION",
@@ -394,11 +432,16 @@ LARGE_INDEXES = {
     "dbos_async_paid",
     "dbos_async_parent",
     "dbos_async_step_key",
+    "streams_pkey",
+    "dbos_async_messages",
+    "workflow_events_pkey",
 }
 """All but that of what runs now."""
 
 FOR_UNIQUENESS = {"dbos_async_step_key"}
 """Indexes that no statement reads."""
+FOR_TRIGGERS = {"dbos_async_watching"}
+"""Indexes that only statements within triggers read."""
 
 
 @pytest.fixture(scope="module", params=["fresh", "stale"])
@@ -427,6 +470,7 @@ async def fill(url: str, *, is_fresh: bool) -> None:
         await connection.execute(FILL_STEPS, 1, ROWS)
         await connection.execute(OTHER_TABLES)
         await connection.execute(FILL_MESSAGES, ROWS)
+        await connection.execute(FILL_STREAMS, 20_000)
         if is_fresh:
             await connection.execute("analyze")
     finally:
@@ -501,7 +545,8 @@ async def test_the_head_of_a_long_line_is_found_without_sorting_it(
 ) -> None:
     found = await nodes(filled, name, planned)
     keys = [key for node in found if node["Node Type"] == "Sort" for key in node["Sort Key"]]
-    line = [key for key in keys if re.fullmatch(r"(w\w*\.)?created_at( DESC)?", key)]
+    age = r"(w\w*\.)?created_at( DESC)?"
+    line = [key for key in keys if re.fullmatch(rf"{age}|.*in_line_at.*", key)]
     assert not line, shown(found)  # what a claim has chosen, `c`, may be sorted
 
 
@@ -515,7 +560,22 @@ async def test_every_index_of_ours_serves_a_statement(filled: str) -> None:
                 if "Index Name" in node
             }
     ours = {name for kind, name in schema.names_of(schema.schema_text()) if kind == "index"}
-    assert ours - used == FOR_UNIQUENESS
+    assert ours - used == FOR_UNIQUENESS | FOR_TRIGGERS
+
+
+async def test_a_trigger_finds_who_waits_for_an_event_by_an_index(filled: str) -> None:
+    looks = re.compile(r"^    select array_agg\(w.workflow_uuid\).*?;", re.MULTILINE | re.DOTALL)
+    [look] = looks.findall(schema.schema_text())
+    look = look.replace("into watchers, awaited", "").replace("(news)", "($1::text[])")
+    connection = await asyncpg.connect(filled)  # somebody's, with settings of his own
+    try:
+        explained = await connection.fetchval(f"explain (format json) {look}", ["event w key"])
+    finally:
+        await connection.close()
+    [plan] = msgspec.json.decode(explained)
+    found = list(nodes_of(plan["Plan"]))
+    assert {node["Index Name"] for node in found if "Index Name" in node} == FOR_TRIGGERS
+    assert not [node for node in found if node["Node Type"] == "Seq Scan"], shown(found)
 
 
 def is_read_whole(node: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from dbos_async import (
     PortableWorkflowError,
     SerializationError,
 )
-from dbos_async._store.checkpointer import Found
+from dbos_async._store.landings import Found
 from dbos_async._store.records import ChildWrite, Fence, Owner, StepWrite, WorkflowWrite
 
 

@@ -24,7 +24,7 @@ OPEN = CONNECTED + " and application_name not like '%schema'"
 AT_REST = {sql.LOOK_AROUND.strip(), sql.TRY_TO_LEAD.strip(), sql.CLOCK, "select 1"}
 """What an app does beside the checkpointer while nothing runs."""
 AT_LAUNCH = (
-    "for update skip locked",  # the first claim
+    "for no key update skip locked",  # the first claim
     "order by q.name",  # the queues
     "workflow_deadline_epoch_ms < (select ms from moment)",  # the first look around
 )

@@ -22,6 +22,8 @@ WITHOUT_PEER = (
     "queue_idle",
     "enqueue_many",
     "queue_backlog",
+    "streams",
+    "wake_up",
 )
 
 
