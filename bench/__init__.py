@@ -46,6 +46,12 @@ What is measured, a file a workload:
   share of the allowance after the first second's that was used. Four share ten slots, for 60
   seconds in which one of them is killed every second or so: the most workflows at once, and how
   many were running twice at once, by what they wrote down. One round, no warm-up.
+- `streams`: 100 workflows in one process, `bench/streamer.py`, each of which writes 200 values a
+  second for 5 seconds and awaits each; this process has a reader for each. The milliseconds from
+  the call of `write_stream` to the reader's hands, by the one clock of the machine: p50 and p99 of
+  all values of a round, and how many were read a second. Once from a step, and once from the
+  workflow itself, where each value is a step. *Saturated*: the same 100 write 500 values each
+  without a pause, and nobody reads.
 
 How to read a figure. Contenders take turns in rounds, A B A B, after a round of warm-up that does
 not count. A ratio is taken within each round, so that what slows the machine down slows down both

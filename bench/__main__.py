@@ -21,6 +21,8 @@ from bench import (
     queue_snapshot,
     queue_throughput,
     sequential,
+    streams,
+    wake_up,
 )
 from bench.bench import QUICK, Bench, Sizes
 from bench.figures import Figure
@@ -38,6 +40,8 @@ WORKLOADS: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "queue_backlog": queue_backlog.measure,
     "queue_snapshot": queue_snapshot.measure,
     "queue_limits": queue_limits.measure,
+    "streams": streams.measure,
+    "wake_up": wake_up.measure,
 }
 
 

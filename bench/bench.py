@@ -33,6 +33,10 @@ class Sizes(Struct, frozen=True):
     snapshot_seconds: float = 60.0
     rate_seconds: float = 30.0
     kill_seconds: float = 60.0
+    stream_seconds: float = 5.0
+    """How long streams are written at their rate."""
+    streamed: int = 500
+    """Values of each stream that is written as fast as it goes."""
 
 
 QUICK = Sizes(
@@ -49,6 +53,8 @@ QUICK = Sizes(
     snapshot_seconds=0.3,
     rate_seconds=1.5,
     kill_seconds=1.0,
+    stream_seconds=0.1,
+    streamed=2,
 )
 """Enough to see that everything works."""
 
