@@ -1,7 +1,7 @@
 """Durable execution for asyncio on Postgres, with no server to run.
 
     your workflow                                     your web handler / script
-        │ @step, sleep, child …                             │ start, enqueue, list, cancel …
+        │ @step, sleep, recv, child …                       │ start, enqueue, send, list …
         ▼                                                   ▼
     _engine: steps, executor                            _client
         │ replayed? return it. else run, then               │
@@ -9,7 +9,7 @@
     _store.checkpointer ── one batch, one round trip ──▶ Postgres ── NOTIFY ──▶ _store.notifier
                                                             ▲                        │
                                                             │ claim                  ▼
-    _engine.executor ◀── _engine.dispatcher, recovery ──────┘ ◀──────────── _engine.outcomes
+    _engine.executor ◀── _engine.dispatcher, recovery ──────┘ ◀────────────── _engine.wakers
 
 Work flows down, news flows up; they meet once, in the app. `DBOS` is the way in.
 """

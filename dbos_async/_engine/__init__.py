@@ -8,7 +8,10 @@ steps       run and replay; inner: what a workflow does besides, it starts child
 races       who was done first; timeouts: limits on blocks; replay: the old goes before the new
 patches     new code for workflows under way
 claims      from a claim to a run
+deeds       a verb that is numbered and recorded once; messages, events: those that talk
+streams     written by their workflow; readers: read by anybody
 wakers      waiting for news of any kind; outcomes: how workflows ended, wherever they ran
+parking     who waits long leaves memory; still: whether anything goes on
 recovery    takes over what dead processes left
 dispatcher  which queues this process works on; line: claims from one of them; window: its own rate
 bulk        many enqueues at once; catalog: which queues there are; debounce: the last of many calls

@@ -2,13 +2,15 @@
 
 sql, records     every statement, and the rows it takes and gives
 database         the pool, what the driver's errors mean, and the one prober of an outage
-checkpointer     the write path: group commit, fenced and idempotent, on one connection
+checkpointer     the write path: group commit, fenced and idempotent, on one connection; batches:
+                 what goes out together; landings: what became of it
 notifier         LISTEN and NOTIFY, beside the write path; a hint, never needed
 lease            an advisory lock that says this process lives
 clock            the database's time, kept between looks at it
 schema           installs and verifies the tables; embedded: a Postgres of one's own
 workflows        reading them
 queues           declaring and changing them; claiming: taking work off, within exact limits
+messages, events, streams     reading them, and sending from outside; parking: who waits long
 enqueues         many at once, and in users' own transactions; debounces, limiters: what they keep
 codec, arguments, portable_errors     values as `portable_json`; foreign: what others wrote
 
