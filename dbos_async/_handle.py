@@ -42,7 +42,8 @@ class WorkflowStatus(Struct, frozen=True, kw_only=True):
     completed_at: datetime | None
     deadline: datetime | None
     delay_until: datetime | None
-    """When a workflow that is DELAYED starts, or goes on; None of all others."""
+    """When a workflow that is DELAYED starts, or goes on; of others, when it was to, the last time
+    that nothing woke it before."""
     waiting_for: str | None
     """What a workflow waits for that has begun: `sleep`, `message <topic>`, `event <workflow id>
     <key>`, so that it takes no room in any process; `workflow`, one that it enqueued, or `slot`, to
@@ -156,7 +157,7 @@ def status_of(row: WorkflowRow, *, allow_pickle: bool = False) -> WorkflowStatus
         started_at=maybe_moment(row.started_at_ms),
         completed_at=maybe_moment(row.completed_at_ms),
         deadline=maybe_moment(row.deadline_ms),
-        delay_until=maybe_moment(row.delay_until_ms if row.status == "DELAYED" else None),
+        delay_until=maybe_moment(row.delay_until_ms),
         waiting_for=row.waiting_for,
         timeout=None if row.timeout_ms is None else row.timeout_ms / 1000,
         executor_id=row.executor_id,
