@@ -42,8 +42,7 @@ class WorkflowStatus(Struct, frozen=True, kw_only=True):
     completed_at: datetime | None
     deadline: datetime | None
     delay_until: datetime | None
-    """When a workflow that is DELAYED starts, or goes on; of others, when it was to, the last time
-    that nothing woke it before."""
+    """When a workflow that is DELAYED starts, or goes on; of others, until when they last were."""
     waiting_for: str | None
     """What a workflow waits for that has begun: `sleep`, `message <topic>`, `event <workflow id>
     <key>`, so that it takes no room in any process; `workflow`, one that it enqueued, or `slot`, to
