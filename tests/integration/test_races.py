@@ -10,6 +10,7 @@ import pytest
 from dbos_async import DBOS, ReplayReport, Workflow, WorkflowCancelledError, WorkflowHandle
 from dbos_async.testing import advance, crash_at
 
+HOUR = 3600
 PATIENCE = 20.0
 """Seconds after which what a test waits for will not come."""
 
@@ -25,6 +26,7 @@ class Track:
         self.lane = dbos.queue("lane", concurrency=1)
         self.ran = ran
         self.gate = asyncio.Event()
+        self.stuck_now = 0
 
         @dbos.step(name="quick")
         async def quick(word: str) -> str:
@@ -36,6 +38,16 @@ class Track:
             ran.append(word)
             await asyncio.Event().wait()
             return word
+
+        @dbos.step(name="stuck")
+        async def stuck(word: str, number: int) -> None:
+            """Never end; once so many of them are at it, the hour of every limit is over."""
+            ran.append(word)
+            self.stuck_now += 1
+            if self.stuck_now == number:
+                self.stuck_now = 0
+                advance(HOUR + 1)
+            await asyncio.Event().wait()
 
         @dbos.step(name="gated")
         async def gated(word: str) -> str:
@@ -65,6 +77,7 @@ class Track:
             return await body(self)
 
         self.quick, self.slow, self.gated, self.failing = quick, slow, gated, failing
+        self.stuck = stuck
         self.child, self.endless, self.bad = child, endless, bad
         self.race: Workflow[[], Any] = race
 
@@ -267,19 +280,19 @@ async def test_limits_around_branches_expire(crashes: Crashes) -> None:
         async def branch(word: str) -> None:
             try:
                 said.append(await track.quick(word))
-                await track.slow(f"{word} slow")
+                await track.stuck(f"{word} slow", 2)
             finally:
                 await track.quick(f"{word} undone")
 
         try:
-            async with track.dbos.timeout(0.2), asyncio.TaskGroup() as group:
+            async with track.dbos.timeout(HOUR), asyncio.TaskGroup() as group:
                 for word in "ab":
                     group.create_task(branch(word))
         except TimeoutError:
             said.append("grouped")
         try:
-            async with track.dbos.timeout(0.2):
-                await asyncio.gather(branch("c"), track.slow("d"))
+            async with track.dbos.timeout(HOUR):
+                await asyncio.gather(branch("c"), track.stuck("d", 2))
         except TimeoutError:
             said.append("gathered")
         return [*said, await track.quick("last")]
