@@ -48,6 +48,8 @@ class Life:
         self.decided: dict[str, Any] = {}
         """What became of each race, once it was told; and which branches lost it."""
         self.lost: set[str] = set()
+        self.has_run = False
+        """Whether the workflow had not ended before."""
         self._random = random.Random(seed)
 
         @dbos.step(name="step")
@@ -108,6 +110,7 @@ class Life:
 
         @dbos.workflow(name="root")
         async def root(program: Program) -> list[Any]:
+            self.has_run = True
             return [await walk(program, ""), await step("last", 0.0)]
 
         self.root: Workflow[[Program], list[Any]] = root
@@ -158,7 +161,8 @@ async def test_what_was_decided_stays_decided(
                 label for label in life.ran for loser in earlier.lost if label.startswith(loser)
             ]
             assert not again_ran, "steps ran again that had lost"
-            assert life is not last or earlier.decided.keys() <= last.decided.keys()
+            if life is last and last.has_run:
+                assert earlier.decided.keys() <= last.decided.keys()
     again = Life(dbos_database_url, seeds[0])
     [report] = await again.dbos.check_replay(workflow_ids=[workflow_id])
     assert report.is_ok, report
