@@ -844,6 +844,6 @@ create unique index if not exists uq_application_versions_unclaimed_version
 -- Last, so that a database that has the version has all of the above. Raise it with every change
 -- above, here and in _store/schema.py.
 insert into dbos.dbos_async_schema (version)
-values (2)
+values (3)
 on conflict (only_row) do update
 set version = greatest(dbos_async_schema.version, excluded.version);

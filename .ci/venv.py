@@ -68,7 +68,7 @@ def install(venv, *, anew):
     pip = [os.path.join(venv, "bin", "python"), "-m", "pip", "--disable-pip-version-check"]
     pip += ["install", "--quiet", "-c", "constraints.txt"]
     run(*pip, "hatchling", "editables")
-    run(*pip, "--no-build-isolation", "-e", ".[embedded,dev]")
+    run(*pip, "--no-build-isolation", "-e", ".[embedded,payloads,dev]")
 
 
 def run(*command):

@@ -28,7 +28,7 @@ from dbos_async import errors
 from dbos_async._log import log
 from dbos_async._store.database import DEADLINE, Connection, translated
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 """What part 3 of schema.sql writes."""
 OFFICIAL_VERSION: Final = 125
 """The version of the shared layout that schema.sql is written for."""
