@@ -816,6 +816,11 @@ create index if not exists dbos_async_forked_from
     on dbos.workflow_status (forked_from)
     where forked_from <> '';
 
+-- Listing by attributes. Nothing is written here for a workflow that has none.
+create index if not exists dbos_async_attributes
+    on dbos.workflow_status using gin (attributes jsonb_path_ops)
+    where attributes is not null;
+
 -- Listing and pruning by age.
 create index if not exists dbos_async_created_at
     on dbos.workflow_status (created_at);

@@ -109,6 +109,8 @@ class Verbs(Management, Messaging, StreamReading, Versioning):
             ValueError: the options do not fit the queue, or each other.
             SerializationError: an argument cannot be stored.
             WorkflowConflictError: another workflow function has the id; choose another.
+            NotAuthorizedError: its caller has no role that it requires; of a workflow that this
+                process does not define, that shows when it is taken up.
             DeduplicatedError: a live workflow of the queue has the deduplication id.
             ConfigurationError: `connection` is given within a workflow, and not in a step.
         """

@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from msgspec import Struct
 
 from dbos_async._config import Seconds
+from dbos_async._engine.callers import shown_roles
 from dbos_async._engine.execution import Started
 from dbos_async._store import codec, stored
 from dbos_async._store.clock import moment_of
@@ -66,8 +67,12 @@ class WorkflowStatus(Struct, frozen=True, kw_only=True):
     was_forked_from: bool
     """Whether forks were made of it."""
     attributes: dict[str, Any] | None
-    user: str | None
-    """Who was authenticated when it was started, where its starter says so."""
+    authenticated_user: str | None
+    """On whose behalf it runs, where its starter said so."""
+    authenticated_roles: list[str]
+    """That user's roles."""
+    assumed_role: str | None
+    """The one of them that the workflow requires."""
     schedule_name: str | None
 
 
@@ -173,7 +178,9 @@ def status_of(row: WorkflowRow, *, allow_pickle: bool = False) -> WorkflowStatus
         forked_from=row.forked_from,
         was_forked_from=row.was_forked_from,
         attributes=None if row.attributes is None else codec.decode(row.attributes),
-        user=row.user,
+        authenticated_user=row.user,
+        authenticated_roles=shown_roles(row.roles),
+        assumed_role=row.role,
         schedule_name=row.schedule_name,
     )
 

@@ -6,15 +6,17 @@ Within a workflow each of these is a step, done once and recorded. The plural ve
 of `list_workflows`; an empty one is refused, because it would mean everything.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, Unpack
 
 from msgspec import Struct
 
+from dbos_async import errors
 from dbos_async._config import Seconds, seconds_of
 from dbos_async._engine.context import calling_branch
 from dbos_async._engine.execution import Started
+from dbos_async._engine.options import written_attributes
 from dbos_async._engine.session import Session
 from dbos_async._engine.steps import recorded
 from dbos_async._handle import (
@@ -349,6 +351,37 @@ class Management(Listing):
             session.tell_due(due.queue_name or "", due.delay_until_ms)
 
         await recorded("DBOS.setWorkflowDelay", change, None)
+
+    async def update_workflow_attributes(
+        self, workflow_id: str, attributes: Mapping[str, Any] | None, *, merge: bool = False
+    ) -> None:
+        """Change the attributes that a workflow is found by, whatever state it is in.
+
+        Args:
+            workflow_id: which one.
+            attributes: a JSON object; None for no attributes.
+            merge: keep those that it has; of those with one key the new one counts.
+
+        Raises:
+            WorkflowNotFoundError: there is no such workflow.
+            TypeError: the attributes are no mapping.
+            ValueError: there is nothing to merge, or Postgres cannot store them.
+            SerializationError: they are no JSON.
+        """
+        if merge and attributes is None:
+            raise ValueError("merge=True needs attributes; without it, None takes all away")
+        text = None if attributes is None else written_attributes(attributes)
+        session = self._acting()
+
+        async def update() -> None:
+            if not await session.database.patiently(
+                lambda: management.update_attributes(
+                    session.database, workflow_id, text, merge=merge
+                )
+            ):
+                raise errors.WorkflowNotFoundError(workflow_id)
+
+        await recorded("DBOS.updateWorkflowAttributes", update, None)
 
     async def export_workflow(self, workflow_id: str, *, children: bool = True) -> str:
         """A workflow as JSON, with its steps, events, streams and messages, for `import_workflow`.

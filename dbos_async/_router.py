@@ -25,6 +25,7 @@ from dbos_async import errors
 from dbos_async._client import Verbs, call_of, check_workflow
 from dbos_async._config import Seconds, seconds_of
 from dbos_async._engine import events, messages, patches, races, timeouts
+from dbos_async._engine.callers import NOBODY, Caller
 from dbos_async._engine.context import Branch, calling_branch, current_branch
 from dbos_async._engine.execution import Started
 from dbos_async._engine.executor import Executor
@@ -92,7 +93,12 @@ class Router(Verbs, StreamWriting):
     def workflow(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> Workflow[P, T]: ...
     @overload
     def workflow(
-        self, /, *, name: str | None = None, max_recovery_attempts: int | None = 100
+        self,
+        /,
+        *,
+        name: str | None = None,
+        max_recovery_attempts: int | None = 100,
+        required_roles: Sequence[str] = (),
     ) -> Callable[[Callable[P, Coroutine[Any, Any, T]]], Workflow[P, T]]: ...
     def workflow(
         self,
@@ -101,6 +107,7 @@ class Router(Verbs, StreamWriting):
         *,
         name: str | None = None,
         max_recovery_attempts: int | None = 100,
+        required_roles: Sequence[str] = (),
     ) -> Any:
         """Make an `async def` durable.
 
@@ -109,15 +116,18 @@ class Router(Verbs, StreamWriting):
             name: what rows call it; its `__qualname__` unless given.
             max_recovery_attempts: how often in a row it is recovered from a crash without a new
                 step recorded in between, before it is given up; None for no limit.
+            required_roles: of which its caller must have one, as `with_options` names it; who
+                starts or enqueues it otherwise gets NotAuthorizedError, and so does it itself where
+                that could not be known.
 
         Raises:
-            TypeError: it is no `async def`, or the limit no int.
-            ValueError: the limit is negative.
+            TypeError: it is no `async def`, the limit no int, or the roles no list.
+            ValueError: the limit is negative, or a role empty.
             ConfigurationError: the name is taken, or the app is launched already.
         """
 
         def register(function: Any) -> Workflow[Any, Any]:
-            definition = workflow_of(function, name, max_recovery_attempts)
+            definition = workflow_of(function, name, max_recovery_attempts, required_roles)
             self._check_open(f"the workflow {definition.name!r}")
             self._registry.add_workflow(definition)
             return Workflow(self, definition)
@@ -229,6 +239,7 @@ class Router(Verbs, StreamWriting):
             TypeError: it is no workflow, or the arguments do not fit it.
             SerializationError: an argument cannot be stored. Nothing was started.
             WorkflowConflictError: another workflow function has the id; choose another.
+            NotAuthorizedError: its caller has no role that it requires.
             NotLaunchedError: the app is not launched.
         """
         check_workflow(workflow, "start_workflow")
@@ -437,6 +448,21 @@ class Router(Verbs, StreamWriting):
         return workflow_id if branch.step is None else f"{workflow_id}-{branch.step.key}"
 
     @property
+    def authenticated_user(self) -> str | None:
+        """On whose behalf the workflow runs that runs this code; None if nobody said so."""
+        return serving().user
+
+    @property
+    def authenticated_roles(self) -> tuple[str, ...]:
+        """The roles of that user."""
+        return serving().roles
+
+    @property
+    def assumed_role(self) -> str | None:
+        """The one of them that the workflow requires; None if it requires none."""
+        return serving().role
+
+    @property
     def logger(self) -> structlog.stdlib.BoundLogger:
         """The library's logger with the ids bound; silent while a workflow is replayed."""
         branch = current_branch()
@@ -528,6 +554,13 @@ async def parted(
         {element for place, element in enumerate(elements) if place in places},
         {element for place, element in enumerate(elements) if place not in places},
     )
+
+
+def serving() -> Caller:
+    """On whose behalf the workflow runs that runs this code; outside workflows, nobody's."""
+    branch = current_branch()
+    caller: Caller = NOBODY if branch is None else branch.execution.caller
+    return caller
 
 
 def checked_queue_name(name: object) -> str:

@@ -14,6 +14,7 @@ DBOSError
 │   └── WorkflowTimeoutError          also a TimeoutError
 ├── RecoveryExhaustedError
 ├── DivergenceError
+├── NotAuthorizedError
 ├── SerializationError
 ├── StepRetriesExhaustedError
 ├── StreamClosedError
@@ -32,6 +33,7 @@ __all__ = [
     "DatabaseRefusedError",
     "DeduplicatedError",
     "DivergenceError",
+    "NotAuthorizedError",
     "NotLaunchedError",
     "PortableWorkflowError",
     "QueueNotFoundError",
@@ -123,6 +125,10 @@ class RecoveryExhaustedError(DBOSError):
 
 class DivergenceError(DBOSError):
     """The code took another path than the recorded one; patch it or pin its version."""
+
+
+class NotAuthorizedError(DBOSError):
+    """The workflow requires a role that its caller does not have."""
 
 
 class SerializationError(DBOSError):

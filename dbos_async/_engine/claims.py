@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from dbos_async import errors
 from dbos_async._config import Settings
+from dbos_async._engine import callers
 from dbos_async._engine.execution import Execution
 from dbos_async._engine.registry import Address, Runnable
 from dbos_async._log import log
@@ -171,7 +172,7 @@ class Claims:
         if claimed.deadline_ms is not None and claimed.deadline_ms <= self._executor.clock.now_ms():
             await self._executor.cancel([claimed.workflow_id], children=True)
             return None
-        refused = self._arguments_refused(execution, claimed)
+        refused = self._arguments_refused(execution, claimed) or caller_refused(execution, claimed)
         if refused is None and claimed.serialization != codec.PORTABLE_JSON:
             refused = await self._make_portable(execution)
         self.on_adopted(execution, claimed)
@@ -220,3 +221,13 @@ class Claims:
             workflow_id=claimed.workflow_id,
             attempts=claimed.attempts,
         )
+
+
+def caller_refused(execution: Execution, claimed: Claimed) -> Exception | None:
+    """Let the execution run on behalf of whom its row names; why not, if that fails."""
+    try:
+        caller = callers.stored_caller(claimed.user, claimed.roles, claimed.role)
+        execution.caller = callers.admitted(execution.runnable.definition, caller)
+    except (errors.NotAuthorizedError, errors.SerializationError) as exc:
+        return exc
+    return None

@@ -76,6 +76,7 @@ def write_of(session: Session, bounce: Bounce) -> DebounceWrite:
         max_wait_ms=bounce.max_wait_ms,
         application=session.application,
         skew_ms=session.clock.skew_ms,
+        caller=order.caller,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msgspec import Struct
 
 from dbos_async import errors
+from dbos_async._engine.callers import NOBODY, Caller
 from dbos_async._engine.context import Call, current_branch, furthest_of
 from dbos_async._engine.registry import Runnable
 from dbos_async._engine.replay import NEW, RACES, Replay
@@ -98,6 +99,7 @@ class Execution:
         "_called",
         "_furthest",
         "args",
+        "caller",
         "deadline_ms",
         "done",
         "executor",
@@ -136,6 +138,7 @@ class Execution:
         *,
         deadline_ms: int | None,
         root_id: str,
+        caller: Caller = NOBODY,
         history: dict[str, Recorded] | None = None,
         executor: Any = None,
     ) -> None:
@@ -147,6 +150,7 @@ class Execution:
         self.kwargs = kwargs
         self.deadline_ms = deadline_ms
         self.root_id = root_id
+        self.caller = caller
         self.history = history or {}
         self.is_fresh = history is None
         self.replaying = bool(history)

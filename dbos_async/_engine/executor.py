@@ -28,6 +28,7 @@ import anyio
 
 from dbos_async import errors
 from dbos_async._config import Settings
+from dbos_async._engine import callers
 from dbos_async._engine.catalog import Catalog
 from dbos_async._engine.claims import Claims
 from dbos_async._engine.context import Branch, TaskTree
@@ -240,6 +241,7 @@ class Executor:
             order.kwargs,
             deadline_ms=write.deadline_ms,
             root_id=write.workflow_id,
+            caller=callers.read(write.caller),
             executor=self,
         )
         self.run(execution)

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import (
     Any,
     Concatenate,
@@ -28,6 +28,7 @@ from dbos_async._engine.intake import Call as AnyCall
 from dbos_async._engine.options import (
     StepOptions,
     WorkflowOptions,
+    checked_roles,
     checked_step_options,
     checked_workflow_options,
 )
@@ -112,6 +113,7 @@ class Workflow(Generic[P, R]):
         Raises:
             SerializationError: an argument cannot be stored. Nothing was started.
             WorkflowConflictError: another workflow function has the id; choose another.
+            NotAuthorizedError: its caller has no role that it requires.
             WorkflowCancelledError: it was cancelled; `WorkflowTimeoutError`: by its deadline.
             Exception: what the workflow raised.
         """
@@ -268,13 +270,16 @@ class StepDecorator:
 
 
 def workflow_of(
-    function: Any, name: str | None, max_recovery_attempts: int | None
+    function: Any,
+    name: str | None,
+    max_recovery_attempts: int | None,
+    required_roles: Sequence[str],
 ) -> WorkflowDefinition:
     """The definition of a workflow function.
 
     Raises:
-        TypeError: it is no coroutine function, or the limit is no number.
-        ValueError: the limit is negative.
+        TypeError: it is no coroutine function, the limit no number, or the roles no list.
+        ValueError: the limit is negative, or a role cannot be stored.
     """
     if max_recovery_attempts is not None:
         if isinstance(max_recovery_attempts, bool) or not isinstance(max_recovery_attempts, int):
@@ -291,7 +296,8 @@ def workflow_of(
     if not inspect.iscoroutinefunction(plain):
         what = getattr(plain, "__qualname__", repr(plain))
         raise TypeError(f"{what} must be `async def` to be a workflow; a `def` can be a step")
-    definition = WorkflowDefinition(name or name_of(plain), plain, max_recovery_attempts)
+    roles = checked_roles(required_roles, "required_roles")
+    definition = WorkflowDefinition(name or name_of(plain), plain, max_recovery_attempts, roles)
     definition.is_static = plain is not function
     return definition
 

@@ -11,11 +11,16 @@ from msgspec import Struct
 
 from dbos_async import errors
 from dbos_async._config import Settings, seconds_of
+from dbos_async._engine.callers import NOBODY, admitted, caller_of, written
 from dbos_async._engine.execution import Execution
-from dbos_async._engine.options import WorkflowOptions, check_enqueueable, check_startable
+from dbos_async._engine.options import (
+    WorkflowOptions,
+    check_enqueueable,
+    check_startable,
+    written_attributes,
+)
 from dbos_async._engine.registry import Address, WorkflowDefinition
 from dbos_async._engine.steps import check_size
-from dbos_async._store import codec
 from dbos_async._store.arguments import encode_arguments
 from dbos_async._store.clock import Clock, milliseconds_of
 from dbos_async._store.records import WorkflowWrite
@@ -90,6 +95,7 @@ class Intake:
             SerializationError: an argument cannot be stored or is not of its parameter's type, or
                 they are too large together.
             ConfigurationError: the workflow's instance is not registered.
+            NotAuthorizedError: its caller has no role that the workflow requires.
         """
         write = self.row_of(call, queue_name, parent)
         write.workflow_id = call.options.get("workflow_id") or (
@@ -112,6 +118,9 @@ class Intake:
             check_startable(options)
         else:
             check_enqueueable(options)
+        caller = admitted(
+            call.definition, caller_of(options, NOBODY if parent is None else parent.caller)
+        )
         address = self._address_of(call.definition, call.instance)
         due_ms = self._due(options)
         token = self.next_owner()
@@ -136,7 +145,8 @@ class Intake:
             partition_key=options.get("partition_key"),
             delay_until_ms=due_ms,
             parent_id=None if parent is None else parent.workflow_id,
-            attributes=None if attributes is None else codec.encode(dict(attributes)),
+            attributes=None if attributes is None else written_attributes(attributes),
+            caller=written(caller),
         )
 
     def inputs_of(self, call: Call) -> tuple[str, tuple[Any, ...], dict[str, Any]]:

@@ -1,9 +1,9 @@
 """What may be said of one call: options of workflows and steps, checked where they are given."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import datetime
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict, cast
 
 from dbos_async._config import Seconds, seconds_of
 from dbos_async._engine.retry import Retry
@@ -30,7 +30,8 @@ class WorkflowOptions(TypedDict, total=False):
     workflow_id: chosen by the caller; a second start under it attaches to the first, whatever its
         arguments. timeout: seconds until the workflow and its children are cancelled; a queued
         one's run from its claim. app_version: which version of the code may recover it, or claim
-        it off a queue. attributes: a JSON object to find it by.
+        it off a queue. attributes: a JSON object to find it by. authenticated_user,
+        authenticated_roles: on whose behalf it runs; its children, too, unless they name another.
 
     deduplication_id: one live workflow of the queue has it. duplication_policy: what another gets,
         a DeduplicatedError or the handle of the one that has it, whatever its own arguments.
@@ -43,6 +44,8 @@ class WorkflowOptions(TypedDict, total=False):
     timeout: Seconds | None
     app_version: str
     attributes: Mapping[str, Any]
+    authenticated_user: str
+    authenticated_roles: Sequence[str]
     deduplication_id: str
     duplication_policy: Literal["reject", "return_existing"]
     priority: int
@@ -80,19 +83,45 @@ def checked_workflow_options(options: WorkflowOptions) -> WorkflowOptions:
         raise TypeError(f"unknown workflow option {min(unknown)!r}; there are {known}")
     if "workflow_id" in options:
         checked_id(options["workflow_id"], "workflow_id")
-    for name in ("deduplication_id", "partition_key", "app_version"):
+    for name in ("deduplication_id", "partition_key", "app_version", "authenticated_user"):
         if name in options:
             checked_id(options.get(name), name)
     timeout = options.get("timeout")
     if timeout is not None:
         seconds_of(timeout)
     check_place(options)
-    attributes: object = options.get("attributes", {})
+    written_attributes(options.get("attributes", {}))
+    checked_roles(options.get("authenticated_roles", ()), "authenticated_roles")
+    return options
+
+
+def written_attributes(attributes: object) -> str:
+    """Attributes as they are stored.
+
+    Raises:
+        TypeError: they are no mapping.
+        ValueError: Postgres cannot store them.
+        SerializationError: they are no JSON.
+    """
     if not isinstance(attributes, Mapping):
         raise TypeError(f"attributes is a mapping, not {type(attributes).__name__}")
-    if NUL.search(codec.encode(dict(options.get("attributes", {})))):
+    text = codec.encode(dict(cast(Mapping[str, Any], attributes)))
+    if NUL.search(text):
         raise ValueError("attributes has a NUL character, which Postgres cannot store")
-    return options
+    return text
+
+
+def checked_roles(roles: object, what: str) -> tuple[str, ...]:
+    """Roles as they were given.
+
+    Raises:
+        TypeError: they are no list of texts.
+        ValueError: one cannot be stored.
+    """
+    if isinstance(roles, str) or not isinstance(roles, Sequence | Set):
+        raise TypeError(f"{what} is a list of roles, as in {what}=['clerk'], not {roles!r}")
+    given = cast(Iterable[object], roles)
+    return tuple(checked_id(role, f"a role in {what}") for role in given)
 
 
 def check_place(options: WorkflowOptions) -> None:

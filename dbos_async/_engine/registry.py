@@ -28,10 +28,12 @@ class WorkflowDefinition:
         name: str,
         function: Callable[..., Any] | None,
         max_recovery_attempts: int | None = 100,
+        required_roles: tuple[str, ...] = (),
     ) -> None:
         self.name = checked_id(name, "the workflow's name")
         self.function = function
         self.max_recovery_attempts = max_recovery_attempts
+        self.required_roles = required_roles  # of which any will do
         self.owner: type | None = None  # the class, if it is a method
         self.is_static = False  # it was a staticmethod when it was decorated
         self._signature: Arguments | None = None

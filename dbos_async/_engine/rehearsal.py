@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from dbos_async import errors
 from dbos_async._config import Settings
+from dbos_async._engine.callers import admitted, stored_caller
 from dbos_async._engine.context import Branch, TaskTree
 from dbos_async._engine.execution import Execution, Limit, Stop
 from dbos_async._engine.executor import Executor
@@ -53,14 +54,20 @@ SHOWN: Final = 300
 """Characters of a result."""
 
 Verdict = Literal[
-    "ok", "diverged", "other_result", "stuck", "unknown_workflow", "arguments_do_not_fit"
+    "ok",
+    "diverged",
+    "other_result",
+    "stuck",
+    "unknown_workflow",
+    "arguments_do_not_fit",
+    "not_authorized",
 ]
 """What became of a replay.
 
 ok: it came to the recorded end, or to where an unfinished one goes on. diverged: it calls another
 step than the recorded one, or leaves one out, or goes on where the record has ended. other_result:
-it ends, but not as recorded. stuck: neither a step nor an end came in time. The last two: this code
-has no such workflow, or one with other parameters.
+it ends, but not as recorded. stuck: neither a step nor an end came in time. The last three: this
+code has no such workflow, or one with other parameters, or one that requires another role.
 """
 
 
@@ -209,9 +216,11 @@ class Stage:
         try:
             args, kwargs = self._arguments_of(row, runnable)
         except (errors.SerializationError, TypeError) as exc:
-            if row.status == "ERROR" and said(encode_error(exc)) == self._error_of(row):
-                return Finding("ok")
-            return Finding("arguments_do_not_fit", str(exc))
+            return self._refused(row, "arguments_do_not_fit", exc)
+        try:
+            caller = admitted(runnable.definition, stored_caller(row.user, row.roles, row.role))
+        except (errors.NotAuthorizedError, errors.SerializationError) as exc:
+            return self._refused(row, "not_authorized", exc)
         execution = Rehearsal(
             row.workflow_id,
             "",
@@ -220,6 +229,7 @@ class Stage:
             kwargs,
             deadline_ms=row.deadline_ms,
             root_id=row.root_id,
+            caller=caller,
             history=history,
             executor=self._executor,
             has_ended=row.status in ("SUCCESS", "ERROR"),
@@ -229,6 +239,12 @@ class Stage:
         finally:
             await execution.end()
         return self._judged(row, execution, completion)
+
+    def _refused(self, row: Replayable, verdict: Verdict, why: Exception) -> Finding:
+        """It cannot run: as it could not then, or only now."""
+        if row.status == "ERROR" and said(encode_error(why)) == self._error_of(row):
+            return Finding("ok")
+        return Finding(verdict, str(why))
 
     def _arguments_of(
         self, row: Replayable, runnable: Runnable

@@ -25,6 +25,7 @@ class DebounceWrite(Struct):
     max_wait_ms: int | None
     application: str | None
     skew_ms: int
+    caller: str | None
 
 
 class Debounced(Struct, frozen=True):

@@ -259,6 +259,8 @@ def statement_for(chosen: Filter, *, newest_first: bool) -> LiteralString:
         return sql.LIST_CHILDREN
     if chosen.forked_from is not None:
         return sql.LIST_FORKS
+    if chosen.attributes:
+        return sql.LIST_TAGGED
     if chosen.status is not None and "SUCCESS" not in (chosen.texts("status") or ()):
         return sql.LIST_UNSUCCESSFUL
     return sql.LIST_NEWEST if newest_first else sql.LIST_OLDEST

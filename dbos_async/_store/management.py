@@ -137,6 +137,13 @@ async def resume(
     return await database.patiently(attempt)
 
 
+async def update_attributes(
+    database: Database, workflow_id: str, attributes: str | None, *, merge: bool
+) -> bool:
+    """Change what a workflow is found by; whether there is such a workflow."""
+    return await database.execute(sql.UPDATE_ATTRIBUTES, workflow_id, attributes, merge) > 0
+
+
 async def fork(database: Database, fork: Fork) -> str:
     """Make a workflow of another's first steps; the registered name of its function.
 

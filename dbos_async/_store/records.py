@@ -70,6 +70,8 @@ class WorkflowWrite(Struct, kw_only=True, omit_defaults=True, gc=False):
     attributes: str | None = None
     arrival: int | None = None
     """Its place among the enqueues of its batch; the checkpointer's to set."""
+    caller: str | None = None
+    """On whose behalf it runs, as JSON: user, roles, role; None: nobody's."""
 
 
 class ChildWrite(Struct, gc=False):
@@ -231,6 +233,9 @@ class Claimed(Struct, frozen=True, gc=False):
     priority: int
     in_line_since_ms: int
     place: int
+    user: str | None
+    roles: str | None
+    role: str | None
     is_fresh: bool
     """Nobody has touched it since it was enqueued, so it has no history."""
 
@@ -254,6 +259,9 @@ class Replayable(Struct, frozen=True):
     serialization: str | None
     deadline_ms: int | None
     root_id: str
+    user: str | None
+    roles: str | None
+    role: str | None
 
 
 class Use(Struct, frozen=True):
@@ -311,6 +319,8 @@ class WorkflowRow(Struct, frozen=True):
     schedule_name: str | None = None
     was_forked_from: bool = False
     waiting_for: str | None = None
+    roles: str | None = None
+    role: str | None = None
 
 
 class CountRow(Struct, frozen=True):

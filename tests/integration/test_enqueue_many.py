@@ -373,6 +373,7 @@ async def test_both_ways_to_enqueue_write_the_same_row(
         parent_id="parent",
         attributes='{"a": 1}',
         arrival=3,
+        caller='{"user": "ann", "roles": ["admin"], "role": "admin"}',
     )
     given = [name for name in write.__struct_fields__ if getattr(write, name) is None]
     assert given == ["executor_id", "owner"]

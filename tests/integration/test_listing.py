@@ -142,7 +142,11 @@ async def test_arguments_and_results_are_left_where_they_are_if_asked(client: An
     )
     assert (both.input.args, both.output) == ((1,), 2)
     assert (neither.input, neither.output) == (None, None)
-    assert (both.user, both.was_forked_from, both.schedule_name) == ("u-0", True, None)
+    assert (both.authenticated_user, both.was_forked_from, both.schedule_name) == (
+        "u-0",
+        True,
+        None,
+    )
 
 
 async def test_workflows_are_counted_by_one_or_several_columns(client: Any) -> None:

@@ -61,6 +61,7 @@ RECORDS: dict[str, type[msgspec.Struct]] = {
     "sql.LIST_THESE": records.WorkflowRow,
     "sql.LIST_CHILDREN": records.WorkflowRow,
     "sql.LIST_FORKS": records.WorkflowRow,
+    "sql.LIST_TAGGED": records.WorkflowRow,
     "sql.LIST_UNSUCCESSFUL": records.WorkflowRow,
     "sql.COUNT_WORKFLOWS": records.CountRow,
     "sql.RESUME": records.Standing,
@@ -209,7 +210,7 @@ insert into dbos.workflow_status
        (workflow_uuid, status, name, class_name, config_name, executor_id, application_version,
         application_name, queue_name, deduplication_id, delay_until_epoch_ms, parent_workflow_id,
         owner_xid, created_at, enqueue_order, priority, forked_from, serialization,
-        rate_limited, started_at_epoch_ms, queue_partition_key)
+        rate_limited, started_at_epoch_ms, queue_partition_key, attributes)
 select 'w-' || i, status, 'name-' || i % 20, null, null, 'executor-' || i % 50, '1', 'shop',
        case when status in ('ENQUEUED', 'DELAYED') or i % 3 = 0 then 'queue-' || i % 5 end,
        case when status = 'ENQUEUED' and i % 10 = 1 then 'd-' || i end,
@@ -217,7 +218,8 @@ select 'w-' || i, status, 'name-' || i % 20, null, null, 'executor-' || i % 50, 
        case when i % 4 = 0 then 'w-' || i / 4 end,
        'owner-' || i, 1700000000000 + i, i, i % 3,
        case when i % 1000 = 0 then 'w-' || i / 2 end, 'portable_json', i % 3 = 0, 1700000000000 + i,
-       case when i % 24 = 1 then 'k-' || i % 7 end
+       case when i % 24 = 1 then 'k-' || i % 7 end,
+       case when i % 10 = 0 then jsonb_build_object('order', i) end
   from generate_series($1::int, $2::int) i,
        lateral (select case when i % 12 = 1 then 'ENQUEUED' when i % 30 = 2 then 'PENDING'
                             when i % 60 = 3 then 'DELAYED' when i % 20 = 4 then 'ERROR'
@@ -339,9 +341,11 @@ HOT: dict[str, list[Any]] = {
     "sql.LIST_THESE": filtered(_9=IDS),
     "sql.LIST_CHILDREN": filtered(_10=["w-8"]),
     "sql.LIST_FORKS": filtered(_11=["w-500"]),
+    "sql.LIST_TAGGED": filtered(_25='{"order": 500}'),
     "sql.LIST_UNSUCCESSFUL": filtered(_1=["ERROR", "PENDING", "ENQUEUED", "DELAYED"]),
     "sql.COUNT_WORKFLOWS": [*FILTER, ["status", "name"], 3_600_000],
     "sql.RESUME": [IDS, ["CANCELLED", "PENDING"], "queue-1", None],
+    "sql.UPDATE_ATTRIBUTES": ["w-1000", '{"order": 1}', True],
     "sql.FETCH_OUTLINE": ["w-100"],
     "sql.FORK": [["w-1000"], "new-1", 4, None, "queue-1", None],
     "sql.FIND_FORK": ["w-1000"],
@@ -391,7 +395,7 @@ HOT: dict[str, list[Any]] = {
     "sql.LOCK_PARKED": [IDS],
     "sql.TOUCH": [IDS],
     "sql.PARK": [IDS, ["owner"] * 40, [1] * 40, ["sleep"] * 40, ["t"] * 40, IDS, ["k"] * 40],
-    "sql.DEBOUNCE": [*DEBOUNCE, "shop", 0],
+    "sql.DEBOUNCE": [*DEBOUNCE, "shop", 0, None],
     "sql.FIND_KEY_HOLDER": ["queue-1", "name-1", "d-1", "shop"],
     "sql.FETCH_FOR_REPLAY": [IDS],
     "sql.COUNT_WORK": ["shop", 10_000],

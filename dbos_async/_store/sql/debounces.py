@@ -22,11 +22,12 @@ with moment as materialized (
 ), debounced as (
     insert into dbos.workflow_status as held
            (workflow_uuid, status, name, queue_name, deduplication_id, application_version,
-            creator_xid, workflow_timeout_ms, attributes, delay_until_epoch_ms,
-            debounce_deadline_epoch_ms, is_debounced, recovery_attempts, enqueue_order,
-            serialization, application_name)
+            creator_xid, workflow_timeout_ms, attributes, authenticated_user, authenticated_roles,
+            assumed_role, delay_until_epoch_ms, debounce_deadline_epoch_ms, is_debounced,
+            recovery_attempts, enqueue_order, serialization, application_name)
     select $1::text, 'DELAYED', $2::text, $3::text, $4::text, $6::text, $7::text, $8::bigint,
-           $9::text::jsonb, m.ms + least($10::bigint, $11::bigint), m.ms + $11, true, 0,
+           $9::text::jsonb, $14::text::json ->> 'user', $14::text::json ->> 'roles',
+           $14::text::json ->> 'role', m.ms + least($10::bigint, $11::bigint), m.ms + $11, true, 0,
            nextval('dbos.workflow_order') * 1024, 'portable_json', $12
       from moment m
      where not exists (select from dbos.workflow_status w where w.workflow_uuid = $1)
@@ -38,6 +39,9 @@ with moment as materialized (
            application_name = coalesce(held.application_name, excluded.application_name),
            workflow_timeout_ms = excluded.workflow_timeout_ms,
            attributes = excluded.attributes,
+           authenticated_user = excluded.authenticated_user,
+           authenticated_roles = excluded.authenticated_roles,
+           assumed_role = excluded.assumed_role,
            serialization = excluded.serialization, inputs = null,
            updated_at = (extract(epoch from clock_timestamp()) * 1000)::bigint
      where """ + _BOUNCEABLE + """

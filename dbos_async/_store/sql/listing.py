@@ -66,7 +66,8 @@ select w.workflow_uuid, w.status, w.name, w.class_name, w.config_name,
        w.deduplication_id, w.priority, w.queue_partition_key, w.recovery_attempts,
        w.parent_workflow_id, w.forked_from, w.attributes::text, w.authenticated_user,
        w.schedule_name, w.was_forked_from,
-       case when w.status in ('PENDING', 'DELAYED') then w.waiting_for end
+       case when w.status in ('PENDING', 'DELAYED') then w.waiting_for end,
+       w.authenticated_roles, w.assumed_role
   from page p, lateral (select s.* from dbos.workflow_status s
                          where s.workflow_uuid = p.workflow_uuid offset 0) w
  order by case when $8 then -p.created_at else p.created_at + 0 end,
@@ -101,6 +102,10 @@ LIST_CHILDREN: Final = (
 LIST_FORKS: Final = (
     "with page as materialized (" + _FROM + _IN_TIME_BY_ANOTHER_INDEX + _FITS + """
        and w.forked_from = any($11) and w.forked_from <> ''
+""" + _SORTED + ")" + _ROWS_OF_PAGE)
+LIST_TAGGED: Final = (
+    "with page as materialized (" + _FROM + _IN_TIME_BY_ANOTHER_INDEX + _FITS + """
+       and w.attributes @> $25::text::jsonb
 """ + _SORTED + ")" + _ROWS_OF_PAGE)
 
 # Those in some states, none of them SUCCESS: all that have not ended, which are as many as there is

@@ -29,6 +29,15 @@ update dbos.workflow_status w
 returning w.workflow_uuid, l.status
 """
 
+# $3: what it had stays, unless $2 says otherwise.
+UPDATE_ATTRIBUTES: Final = """
+update dbos.workflow_status w
+   set attributes = case when $3::bool then coalesce(w.attributes, '{}') || $2::text::jsonb
+                         else $2::jsonb end,
+       updated_at = (extract(epoch from clock_timestamp()) * 1000)::bigint
+ where w.workflow_uuid = $1
+"""
+
 # What a cut may be named by. Results stay where they are.
 FETCH_OUTLINE: Final = """
 select o.function_id, o.function_name, o.error is not null, o.child_workflow_id is not null

@@ -65,7 +65,8 @@ _CLAIMED_COLUMNS: Final = """
        w.serialization, w.queue_name, w.recovery_attempts, w.workflow_deadline_epoch_ms,
 """ + _ROOT + """,
        w.owner_xid, w.queue_partition_key, w.priority, coalesce(w.in_line_at, w.created_at),
-       coalesce(w.enqueue_order, 9223372036854775807), false as is_fresh
+       coalesce(w.enqueue_order, 9223372036854775807), w.authenticated_user,
+       w.authenticated_roles, w.assumed_role, false as is_fresh
 """
 
 # --- the checkpointer's: arrays in, counts out --------------------------------------------------
@@ -118,21 +119,23 @@ insert into dbos.workflow_status
        (workflow_uuid, status, name, class_name, config_name, inputs, executor_id,
         application_version, owner_xid, creator_xid, workflow_timeout_ms,
         workflow_deadline_epoch_ms, queue_name, deduplication_id, priority, queue_partition_key,
-        delay_until_epoch_ms, parent_workflow_id, attributes, recovery_attempts, enqueue_order,
-        serialization, application_name)
+        delay_until_epoch_ms, parent_workflow_id, attributes, authenticated_user,
+        authenticated_roles, assumed_role, recovery_attempts, enqueue_order, serialization,
+        application_name)
 select t.workflow_uuid, t.status, t.name, t.class_name, t.config_name, t.inputs, t.executor_id,
        t.app_version, t.owner, t.creator, t.timeout_ms, t.deadline_ms, t.queue_name,
        t.deduplication_id, t.priority, t.partition_key, t.delay_until_ms, t.parent_id,
-       t.attributes::jsonb, case t.status when 'PENDING' then 1 else 0 end,
+       t.attributes::jsonb, t.caller::json ->> 'user', t.caller::json ->> 'roles',
+       t.caller::json ->> 'role', case t.status when 'PENDING' then 1 else 0 end,
        (select nextval('dbos.workflow_order') * 1024 where $20::int[] <> '{}') + t.arrival,
-       'portable_json', $21
+       'portable_json', $22
   from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
               $8::text[], $9::text[], $10::text[], $11::bigint[], $12::bigint[], $13::text[],
               $14::text[], $15::int[], $16::text[], $17::bigint[], $18::text[], $19::text[],
-              $20::int[])
+              $20::int[], $21::text[])
        as t(workflow_uuid, status, name, class_name, config_name, inputs, executor_id,
             app_version, owner, creator, timeout_ms, deadline_ms, queue_name, deduplication_id,
-            priority, partition_key, delay_until_ms, parent_id, attributes, arrival)
+            priority, partition_key, delay_until_ms, parent_id, attributes, arrival, caller)
 on conflict do nothing
 """
 
@@ -164,28 +167,30 @@ delete from dbos.workflow_input i using ours
 """
 
 # All kinds in one statement, one snapshot, one commit. A child is created only if its parent's
-# step row lands here: steps $1..$11, workflows $13..$32 and their parent's step position $33,
-# completions $34..$38, the application $12.
+# step row lands here: steps $1..$11, workflows $13..$33 and their parent's step position $34,
+# completions $35..$39, the application $12.
 RECORD_MIXED: Final = "with " + _STEPS + """, workflows as (
 insert into dbos.workflow_status
        (workflow_uuid, status, name, class_name, config_name, inputs, executor_id,
         application_version, owner_xid, creator_xid, workflow_timeout_ms,
         workflow_deadline_epoch_ms, queue_name, deduplication_id, priority, queue_partition_key,
-        delay_until_epoch_ms, parent_workflow_id, attributes, recovery_attempts, enqueue_order,
-        serialization, application_name)
+        delay_until_epoch_ms, parent_workflow_id, attributes, authenticated_user,
+        authenticated_roles, assumed_role, recovery_attempts, enqueue_order, serialization,
+        application_name)
 select t.workflow_uuid, t.status, t.name, t.class_name, t.config_name, t.inputs, t.executor_id,
        t.app_version, t.owner, t.creator, t.timeout_ms, t.deadline_ms, t.queue_name,
        t.deduplication_id, t.priority, t.partition_key, t.delay_until_ms, t.parent_id,
-       t.attributes::jsonb, case t.status when 'PENDING' then 1 else 0 end,
+       t.attributes::jsonb, t.caller::json ->> 'user', t.caller::json ->> 'roles',
+       t.caller::json ->> 'role', case t.status when 'PENDING' then 1 else 0 end,
        (select nextval('dbos.workflow_order') * 1024 where $32::int[] <> '{}') + t.arrival,
        'portable_json', $12
   from unnest($13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::text[],
               $19::text[], $20::text[], $21::text[], $22::text[], $23::bigint[], $24::bigint[],
               $25::text[], $26::text[], $27::int[], $28::text[], $29::bigint[], $30::text[],
-              $31::text[], $32::int[], $33::int[])
+              $31::text[], $32::int[], $33::text[], $34::int[])
        as t(workflow_uuid, status, name, class_name, config_name, inputs, executor_id,
             app_version, owner, creator, timeout_ms, deadline_ms, queue_name, deduplication_id,
-            priority, partition_key, delay_until_ms, parent_id, attributes, arrival,
+            priority, partition_key, delay_until_ms, parent_id, attributes, arrival, caller,
             parent_position)
  where t.parent_position is null
     or (t.parent_id, t.parent_position) in (select s.workflow_uuid, s.function_id from steps s)
@@ -197,7 +202,7 @@ update dbos.workflow_status w
        deduplication_id = null, waiting_for = null,
        completed_at = (extract(epoch from clock_timestamp()) * 1000)::bigint,
        updated_at = (extract(epoch from clock_timestamp()) * 1000)::bigint
-  from unnest($34::text[], $35::text[], $36::text[], $37::text[], $38::text[])
+  from unnest($35::text[], $36::text[], $37::text[], $38::text[], $39::text[])
        as t(workflow_uuid, owner, status, output, error)
  where w.workflow_uuid = t.workflow_uuid
    and case w.status when 'PENDING' then w.owner_xid end = t.owner
@@ -268,7 +273,7 @@ FETCH_FOR_REPLAY: Final = """
 select w.workflow_uuid, w.status, w.name, w.class_name, w.config_name,
        coalesce(i.inputs, w.inputs), coalesce(o.output, w.output), coalesce(o.error, w.error),
        w.serialization, w.workflow_deadline_epoch_ms,
-""" + _ROOT + """
+""" + _ROOT + """, w.authenticated_user, w.authenticated_roles, w.assumed_role
   from dbos.workflow_status w
   left join dbos.workflow_input i on i.workflow_uuid = w.workflow_uuid
   left join dbos.workflow_output o on o.workflow_uuid = w.workflow_uuid
