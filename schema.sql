@@ -177,7 +177,9 @@ create table if not exists dbos.streams (
         on update cascade on delete cascade
 );
 
--- One row a schedule. Declared and deleted by applications; the leader notes when it last fired.
+-- One row a schedule. Declared and deleted by applications; the leader notes when it last fired. It
+-- is locked before rows of workflow_status, by whoever fires it; nobody takes the two the other way
+-- round.
 create table if not exists dbos.workflow_schedules (
     schedule_id text primary key,
     schedule_name text not null unique,
@@ -249,6 +251,11 @@ create table if not exists dbos.dbos_async_schema (
     version integer not null
 );
 
+--     system_id  which system database this is: rows of transaction steps in other databases say
+--                whose they are
+alter table dbos.dbos_async_schema
+    add column if not exists system_id uuid not null default gen_random_uuid();
+
 -- Breaks ties between workflows that were enqueued in the same millisecond. Taken by our enqueues
 -- only: other clients may lack the right to use it, and a direct start has no place in a line.
 create sequence if not exists dbos.workflow_order;
@@ -298,6 +305,19 @@ alter table dbos.queues
     add column if not exists worker_rate_limit_max integer,
     add column if not exists worker_rate_limit_period_sec double precision;
 
+--     overlap                 what a due run does while an earlier one has not ended: 'allow' (NULL),
+--                             'skip', 'buffer_one', 'cancel_previous'
+--     jitter_sec              a run begins up to this many seconds after it is due
+--     decided_until_epoch_ms  whatever was due up to then has fired, or never will
+--     held_epoch_ms           when that was due which buffer_one holds back
+--     is_declared             by the code of its application, which writes it down at each launch
+alter table dbos.workflow_schedules
+    add column if not exists overlap text,
+    add column if not exists jitter_sec double precision,
+    add column if not exists decided_until_epoch_ms bigint,
+    add column if not exists held_epoch_ms bigint,
+    add column if not exists is_declared boolean;
+
 -- Tokens that are out, one row a claim. A bucket is a rate limit: of a queue, or of one partition
 -- of it. It has its limit less what was taken within the last period, so a token is back a period
 -- after it was taken. Whoever takes deletes what is back, under the advisory lock of the queue.
@@ -330,6 +350,43 @@ create table if not exists dbos.dbos_async_permits (
     held integer not null,
     wanted integer not null,
     primary key (limiter, executor_id)
+);
+
+-- Objects that large values lie in, outside of this database: inputs and outputs of workflows and
+-- steps then hold a reference, 'dbos_async payload {…}', which is no JSON, so that no value is ever
+-- taken for one. One row an object and a workflow that has it, committed before the object is
+-- uploaded; a fork has those of its source. An object is deleted once no workflow of its rows exists,
+-- and before its rows are: by whoever deletes the workflow, or else by a sweep. A sweep that has
+-- begun says is_doomed; from then on nobody may come to refer to the object. The row of a store whose
+-- object and workflow are '' says when its last sweep began.
+create table if not exists dbos.dbos_async_payloads (
+    store text not null,
+    object_key text not null,
+    workflow_id text not null,
+    created_at_epoch_ms bigint not null
+        default (extract(epoch from clock_timestamp()) * 1000)::bigint,
+    is_doomed boolean not null default false,
+    primary key (object_key, workflow_id, store)
+);
+
+-- What sagas will undo if they fail, one row a compensation that is open. Written by the workflow,
+-- together with the step that registers it; deleted together with the step that ends its saga, or,
+-- when the workflow was cancelled, by the workflow that compensates it (see dbos_async_compensate).
+--     step_key     under which the workflow itself records the compensation
+--     function_id  of the step that registered it: the latest is undone first
+--     saga         which saga of the workflow it belongs to
+create table if not exists dbos.dbos_async_compensations (
+    workflow_uuid text not null,
+    step_key text not null,
+    function_id integer not null,
+    saga text not null,
+    name text not null,
+    class_name text,
+    config_name text,
+    inputs text not null,
+    primary key (workflow_uuid, step_key),
+    foreign key (workflow_uuid) references dbos.workflow_status (workflow_uuid)
+        on update cascade on delete cascade
 );
 
 -- Executors: the processes that run workflows, one row each, written at the launch and deleted at the
@@ -547,6 +604,58 @@ for each row
 when (current_setting('dbos_async.own', true) is distinct from 'on')
 execute function dbos.dbos_async_tell_configured();
 
+-- A schedule begins with what is due from now on: when it is made, resumed, or given other times,
+-- whoever does that. Who knows better says until when it is decided.
+create or replace function dbos.dbos_async_begin_schedule() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op = 'UPDATE' then
+        new.held_epoch_ms := null;
+    end if;
+    if new.decided_until_epoch_ms is null
+       or tg_op = 'UPDATE' and new.decided_until_epoch_ms = old.decided_until_epoch_ms then
+        new.decided_until_epoch_ms := (extract(epoch from clock_timestamp()) * 1000)::bigint;
+    end if;
+    return new;
+end
+$$;
+
+create or replace trigger dbos_async_schedule_made
+before insert on dbos.workflow_schedules
+for each row
+execute function dbos.dbos_async_begin_schedule();
+
+create or replace trigger dbos_async_schedule_begun
+before update of schedule, cron_timezone, status on dbos.workflow_schedules
+for each row
+when (new.schedule <> old.schedule or new.cron_timezone is distinct from old.cron_timezone
+      or new.status = 'ACTIVE' and old.status <> 'ACTIVE')
+execute function dbos.dbos_async_begin_schedule();
+
+-- The leader hears of every change of a schedule, whoever makes it; that it fired is none.
+create or replace function dbos.dbos_async_tell_schedule() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    name constant text := case when tg_op = 'DELETE' then old.schedule_name
+                               else new.schedule_name end;
+begin
+    if octet_length(name) < 1300 and pg_notification_queue_usage() < 0.5 then
+        perform pg_notify('dbos_async_schedules', json_build_array(name)::text);
+    end if;
+    return null;
+end
+$$;
+
+create or replace trigger dbos_async_schedule_changed
+after insert or delete or update of schedule, cron_timezone, status, automatic_backfill, overlap,
+    application_name on dbos.workflow_schedules
+for each row
+execute function dbos.dbos_async_tell_schedule();
+
 -- The same for who manages our workflows without knowing us. What is cancelled, and what is taken
 -- from a running executor to be enqueued again, is told to that executor, so that it stops at once;
 -- what is enqueued again, to the workers of its queue. Ends that an executor records are no news of
@@ -742,6 +851,111 @@ referencing new table as published
 for each statement
 execute function dbos.dbos_async_wake_watchers();
 
+-- Who inserts a workflow that refers to an object, or copies another that may, keeps the object:
+-- deleting the source waits for the fork's commit, and a sweep for that of the workflow. Whoever is
+-- too late is refused; in REPEATABLE READ and above the snapshot may be older than the object's row,
+-- so nobody is, and the hour that a sweep leaves every object must do. A fork gets its source's
+-- objects whoever makes it, so this runs with the rights of the schema's owner.
+create or replace function dbos.dbos_async_keep_payloads() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if new.forked_from is not null then
+        perform from dbos.workflow_status w
+          where w.workflow_uuid = new.forked_from
+            for key share;
+        insert into dbos.dbos_async_payloads (store, object_key, workflow_id)
+        select p.store, p.object_key, new.workflow_uuid
+          from dbos.dbos_async_payloads p
+         where p.workflow_id = new.forked_from and not p.is_doomed
+         order by p.store, p.object_key
+        on conflict do nothing;
+    end if;
+    if starts_with(new.inputs, 'dbos_async payload ') then
+        perform from dbos.dbos_async_payloads p
+          where p.workflow_id = new.workflow_uuid and not p.is_doomed
+            and p.object_key = substr(new.inputs, 20)::json ->> 'key'
+            for key share;
+        if not found
+           and current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
+        then
+            raise exception 'the object of the large input of workflow % is gone', new.workflow_uuid
+                using hint = 'start it again';
+        end if;
+    end if;
+    return null;
+end
+$$;
+
+create or replace trigger dbos_async_referred
+after insert on dbos.workflow_status
+for each row
+when (new.forked_from is not null or starts_with(new.inputs, 'dbos_async payload '))
+execute function dbos.dbos_async_keep_payloads();
+
+-- A workflow that is cancelled can record nothing more, so what its sagas have open is undone by
+-- another one, '<its id>-compensate', which exists from the same commit on, whoever cancels. It is
+-- of the same version of the code, on behalf of the same caller, and a child of the cancelled one.
+-- That this starts none twice is the id's doing.
+create or replace function dbos.dbos_async_compensate(workflow_id text) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    insert into dbos.workflow_status
+           (workflow_uuid, status, name, inputs, serialization, queue_name, application_name,
+            application_version, parent_workflow_id, authenticated_user, authenticated_roles,
+            assumed_role)
+    select w.workflow_uuid || '-compensate', 'ENQUEUED', 'DBOS.compensate',
+           json_build_object('positionalArgs', json_build_array(w.workflow_uuid),
+                             'namedArgs', json_build_object())::text,
+           'portable_json', '_dbos_internal_queue', w.application_name, w.application_version,
+           w.workflow_uuid, w.authenticated_user, w.authenticated_roles, w.assumed_role
+      from dbos.workflow_status w
+     where w.workflow_uuid = workflow_id and w.status = 'CANCELLED'
+       and exists (select from dbos.dbos_async_compensations c
+                    where c.workflow_uuid = w.workflow_uuid
+                      and not exists (select from dbos.operation_outputs o
+                                       where o.workflow_uuid = c.workflow_uuid
+                                         and o.error is null
+                                         and coalesce(o.step_key, o.function_id::text)
+                                             = c.step_key))
+    on conflict (workflow_uuid) do nothing;
+    if not found then
+        return false;
+    end if;
+    if pg_notification_queue_usage() < 0.5 then
+        perform pg_notify('dbos_async_queued', json_build_array('_dbos_internal_queue')::text);
+    end if;
+    return true;
+end
+$$;
+
+-- Who may cancel may do so though he may not see our table: the leader finds what he leaves, as it
+-- finds the workflows of those whose snapshot is older than the compensation.
+create or replace function dbos.dbos_async_compensate_cancelled() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if exists (select from dbos.dbos_async_compensations c
+                where c.workflow_uuid = new.workflow_uuid) then
+        perform dbos.dbos_async_compensate(new.workflow_uuid);
+    end if;
+    return null;
+exception
+    when insufficient_privilege then
+        return null;
+end
+$$;
+
+create or replace trigger dbos_async_cancelled
+after update of status on dbos.workflow_status
+for each row
+when (new.status = 'CANCELLED' and old.status is distinct from 'CANCELLED')
+execute function dbos.dbos_async_compensate_cancelled();
+
 
 -- Part 2. Indexes
 --
@@ -806,6 +1020,11 @@ create index if not exists dbos_async_parent
     on dbos.workflow_status (parent_workflow_id)
     where parent_workflow_id is not null;
 
+-- Schedules: which runs of one have not ended.
+create index if not exists dbos_async_scheduled
+    on dbos.workflow_status (schedule_name)
+    where status in ('PENDING', 'ENQUEUED', 'DELAYED') and schedule_name is not null;
+
 -- Listing what went wrong, by age. Nothing is written here for a workflow that succeeds.
 create index if not exists dbos_async_failed
     on dbos.workflow_status (status, created_at)
@@ -833,6 +1052,10 @@ create unique index if not exists dbos_async_step_key
 -- A workflow's mailbox: what is unread of a topic, in order; all of it, to be deleted with it.
 create index if not exists dbos_async_messages
     on dbos.notifications (destination_uuid, topic, consumed, message_order nulls first);
+
+-- The objects of a workflow: for its forks, and to be deleted with it.
+create index if not exists dbos_async_payloads_of
+    on dbos.dbos_async_payloads (workflow_id);
 
 -- A version name is one application's, or nobody's.
 create unique index if not exists uq_application_versions_owner_version

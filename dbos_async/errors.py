@@ -3,7 +3,8 @@
 DBOSError
 ├── ConfigurationError
 │   ├── NotLaunchedError
-│   └── QueueNotFoundError            also a ValueError
+│   ├── QueueNotFoundError            also a ValueError
+│   └── ScheduleNotFoundError         also a ValueError
 ├── DatabaseError
 │   ├── DatabaseLostError
 │   └── DatabaseRefusedError
@@ -17,7 +18,10 @@ DBOSError
 ├── NotAuthorizedError
 ├── SerializationError
 ├── StepRetriesExhaustedError
+├── CompensationError
 ├── StreamClosedError
+├── PayloadStoreError
+│   └── PayloadMissingError
 └── PortableWorkflowError
 
 Bad arguments are plain ValueError and TypeError. A class's docstring is its default message.
@@ -26,6 +30,7 @@ Bad arguments are plain ValueError and TypeError. A class's docstring is its def
 from collections.abc import Sequence
 
 __all__ = [
+    "CompensationError",
     "ConfigurationError",
     "DBOSError",
     "DatabaseError",
@@ -35,9 +40,12 @@ __all__ = [
     "DivergenceError",
     "NotAuthorizedError",
     "NotLaunchedError",
+    "PayloadMissingError",
+    "PayloadStoreError",
     "PortableWorkflowError",
     "QueueNotFoundError",
     "RecoveryExhaustedError",
+    "ScheduleNotFoundError",
     "SerializationError",
     "StepRetriesExhaustedError",
     "StreamClosedError",
@@ -65,6 +73,10 @@ class NotLaunchedError(ConfigurationError):
 
 class QueueNotFoundError(ConfigurationError, ValueError):
     """There is no queue of this name; declare it with dbos.queue(…) in the app that works on it."""
+
+
+class ScheduleNotFoundError(ConfigurationError, ValueError):
+    """There is no schedule of this name; list_schedules() has those that there are."""
 
 
 class DatabaseError(DBOSError):
@@ -143,8 +155,37 @@ class StepRetriesExhaustedError(DBOSError):
         self.errors = list(errors)
 
 
+class CompensationError(DBOSError):
+    """Compensations of a saga failed; `errors` has what each raised, in the order of their runs."""
+
+    def __init__(self, message: str | None = None, errors: Sequence[Exception] = ()) -> None:
+        super().__init__(message)
+        self.errors = list(errors)
+
+
 class StreamClosedError(DBOSError):
     """The stream was closed: nothing can be written to it any more."""
+
+
+class PayloadStoreError(DBOSError):
+    """The store of large values did not do what it was asked. Try again."""
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        workflow_id: str | None = None,
+        key: str | None = None,
+        store: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.workflow_id = workflow_id
+        self.key = key
+        self.store = store
+
+
+class PayloadMissingError(PayloadStoreError):
+    """A large value is not in the store, or not what was put there; trying again will not help."""
 
 
 class PortableWorkflowError(DBOSError):

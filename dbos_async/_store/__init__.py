@@ -10,7 +10,10 @@ clock            the database's time, kept between looks at it
 schema           installs and verifies the tables; embedded: a Postgres of one's own
 workflows        reading them
 queues           declaring and changing them; claiming: taking work off, within exact limits
+schedules        declaring and changing them; a tick and its run in one transaction
 messages, events, streams     reading them, and sending from outside; parking: who waits long
+datasources      databases of the user's that transactions run on; recording: the step's row in one
+                 of ours; outputs: the row that stands for it in another; borrowed: connections
 enqueues         many at once, and in users' own transactions; debounces, limiters: what they keep
 codec, arguments, portable_errors     values as `portable_json`; foreign: what others wrote
 

@@ -16,7 +16,7 @@ from dbos_async._store import codec
 from dbos_async._store.jsonable import ENCODER, fields_of, is_plain, portable
 from dbos_async.errors import SerializationError
 
-__all__ = ["Arguments", "decode_arguments", "digest", "encode_arguments"]
+__all__ = ["SORTED", "Arguments", "decode_arguments", "digest", "encode_arguments"]
 
 MAX_SHAPES: Final = 64
 """How many ways of calling a function are remembered as fitting; variadic ones have no end."""
@@ -43,8 +43,10 @@ class Slot(NamedTuple):
 
     encode: codec.Encode
     decode: codec.Parse
+    annotation: Any
 
 
+CONTEXT: Final = "context"
 OPEN: Final = msgspec.json.Decoder(Envelope).decode
 SORTED: Final = msgspec.json.Encoder(enc_hook=portable, order="sorted").encode
 
@@ -84,6 +86,30 @@ class Arguments:
             raise TypeError(f"{self._name}() {exc}") from None
         if len(self._fitting) < MAX_SHAPES:
             self._fitting.add(shape)
+
+    @property
+    def takes_tick(self) -> bool:
+        """Whether a schedule can call the function: with a moment, or with a context, too."""
+        return self.takes_context or self._fits(1)
+
+    @property
+    def takes_context(self) -> bool:
+        """Whether a schedule's context is for the function."""
+        return self._fits(2) or self._fits(1, CONTEXT)
+
+    def as_tick(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Decoded:
+        """What a schedule gave as the function takes it: a moment, and perhaps a context."""
+        if len(args) != 2 or kwargs or self._fits(2):
+            return args, kwargs
+        named = {CONTEXT: args[1]} if self._fits(1, CONTEXT) else {}
+        return self.decode(self.encode(args[:1], named))
+
+    def _fits(self, positional: int, *named: str) -> bool:
+        try:
+            self._signature.bind(*[None] * positional, **dict.fromkeys(named))
+        except TypeError:
+            return False
+        return True
 
     def encode(self, args: Sequence[object], kwargs: Mapping[str, object]) -> str:
         """The text of these arguments.
@@ -141,6 +167,14 @@ class Arguments:
             )
         return decoded
 
+    def slot_at(self, place: int) -> Slot:
+        """How the argument at a position is stored."""
+        return self._by_position[place] if place < len(self._by_position) else self._rest
+
+    def slot_of(self, name: str) -> Slot:
+        """How the argument of a name is stored."""
+        return self._by_name.get(name, self._others)
+
     def _positions(self) -> Iterator[Slot]:
         yield from self._by_position
         while True:
@@ -163,7 +197,7 @@ class Arguments:
 
     def _slot(self, name: str, annotation: object) -> Slot:
         at = f"{self._name}: argument {name}"
-        return Slot(codec.encoder(annotation, at=at), codec.decoder(annotation, at=at))
+        return Slot(codec.encoder(annotation, at=at), codec.decoder(annotation, at=at), annotation)
 
 
 def encode_arguments(args: Sequence[object], kwargs: Mapping[str, object]) -> str:

@@ -16,6 +16,7 @@ from dbos_async._store.records import (
     EventRow,
     MessageRow,
     ReceiptWrite,
+    SagaWrite,
     StepWrite,
     StreamRow,
     WorkflowWrite,
@@ -70,7 +71,7 @@ def taken(waiting: deque[Waiting], limit: int) -> list[Waiting]:
             if write.workflow_id in stepping:
                 later.append(waiting.popleft())
                 continue
-        elif isinstance(write, StepWrite | EffectWrite):
+        elif isinstance(write, StepWrite | EffectWrite | SagaWrite):
             stepping.add(write.workflow_id)
         elif isinstance(write, ChildWrite | ReceiptWrite):
             stepping.add(write.step.workflow_id)
@@ -99,6 +100,8 @@ def size_of(write: Write) -> int:
             return len(workflow.inputs)
         case ReceiptWrite():
             return 0
+        case SagaWrite():
+            return 0 if write.compensation is None else len(write.compensation.inputs)
         case EffectWrite():
             size = 0
             for effect in write.effects:
@@ -113,7 +116,7 @@ def sort_key(write: Write) -> str:
 
 def step_of(write: Write) -> StepWrite | None:
     """The step row in a write, if there is one."""
-    if isinstance(write, ChildWrite | EffectWrite | ReceiptWrite):
+    if isinstance(write, ChildWrite | EffectWrite | ReceiptWrite | SagaWrite):
         return write.step
     return write if isinstance(write, StepWrite) else None
 
@@ -145,6 +148,8 @@ def statement_of(writes: list[Write], application: str | None) -> Statement:
         )
     if kinds == {CompletionWrite}:
         return Statement(sql.COMPLETE_WORKFLOWS, columns(CompletionWrite, writes), len(writes))
+    if SagaWrite in kinds:
+        return undoing(writes, application)
     if EffectWrite in kinds:
         values = values_of(writes) if kinds == {EffectWrite} else None
         if values is not None:
@@ -224,6 +229,25 @@ def effective(writes: list[Write], application: str | None) -> Statement:
             *turned(values, 6),
         ],
         rows=len(steps) + sum(owner is not None for _, _, owner, *_ in values),
+        counts_itself=True,
+    )
+
+
+def undoing(writes: list[Write], application: str | None) -> Statement:
+    """The statement for steps, and for those of sagas with what they open and drop."""
+    steps = [step for write in writes if (step := step_of(write)) is not None]
+    told: list[tuple[object, ...]] = []
+    for write in writes:
+        if isinstance(write, SagaWrite):
+            position = write.position if write.step is None else write.step.position
+            owner = write.owner if write.step is None else None
+            row = write.compensation
+            opened = (None,) * 5 if row is None else structs.astuple(row)
+            told.append((write.workflow_id, position, owner, write.saga, *opened))
+    return Statement(
+        sql.RECORD_SAGAS,
+        [*columns(StepWrite, steps), application, *turned(told, 9)],
+        rows=len(steps) + sum(owner is not None for _, _, owner, *_ in told),
         counts_itself=True,
     )
 

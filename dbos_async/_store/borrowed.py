@@ -71,7 +71,8 @@ class SqlalchemyTransaction:
 
         named = sqlalchemy.text(re.sub(r"\$(\d+)", r":value_\1", statement))
         given = {f"value_{place}": value for place, value in enumerate(values, 1)}
-        return [tuple(row) for row in await self._connection.execute(named, given)]
+        result = await self._connection.execute(named, given)
+        return [tuple(row) for row in result] if result.returns_rows else []
 
 
 async def borrow(connection: object) -> Transaction:

@@ -60,6 +60,7 @@ from dbos_async._store.records import (
     Owner,
     ReceiptWrite,
     Recorded,
+    SagaWrite,
     StepWrite,
     WorkflowWrite,
     Write,
@@ -89,6 +90,10 @@ class CrashPoint(Protocol):
 
     async def taken(self, waiting: deque[Waiting]) -> list[Waiting]:
         """The next batch: no more of those that wait than may still go out."""
+        ...
+
+    async def committing(self, waiting: Waiting) -> None:
+        """A transaction of the user's is about to commit, and its step's row with it."""
         ...
 
     async def answered(self, batch: list[Waiting]) -> None:
@@ -147,6 +152,18 @@ class Checkpointer:
         self._waiting.append(Waiting(write, durable))
         self._arrived.set()
         return durable
+
+    def again(self, write: Write, durable: asyncio.Future[Landing]) -> asyncio.Future[Landing]:
+        """Another future for a write whose caller was cancelled while it waited for `durable`.
+
+        If the answer came in that moment, nobody has it: the write goes out again, and finds itself
+        recorded. Raises as `commit` does.
+        """
+        for waiting in self._unanswered():
+            if waiting.durable is durable:
+                waiting.durable = asyncio.get_running_loop().create_future()
+                return waiting.durable
+        return self.commit(write)
 
     async def rest(self) -> None:
         """Return once whatever was given to `commit` before has been answered.
@@ -274,23 +291,27 @@ class Checkpointer:
     async def _record(self, connection: Connection, batch: list[Waiting]) -> None:
         """Write a batch: what tells others something with the steps, then the rest, then receipts.
 
-        Batches of nothing but starts, steps and ends, nearly all, are one statement.
+        What sagas open and drop goes by itself. Batches of nothing but starts, steps and ends,
+        nearly all, are one statement.
         """
         kinds = {type(waiting.write) for waiting in batch}
         effects = EffectWrite in kinds
-        if not effects and ReceiptWrite not in kinds:
+        if not effects and kinds.isdisjoint({ReceiptWrite, SagaWrite}):
             return await self._record_together(connection, batch)
+        sagas: list[Waiting] = []
         told: list[Waiting] = []
         others: list[Waiting] = []
         receipts: list[Waiting] = []
         for waiting in batch:
             if isinstance(waiting.write, ReceiptWrite):
                 receipts.append(waiting)
+            elif isinstance(waiting.write, SagaWrite):
+                sagas.append(waiting)
             elif effects and isinstance(waiting.write, EffectWrite | StepWrite):
                 told.append(waiting)
             else:
                 others.append(waiting)
-        for part in (told, others):
+        for part in (sagas, told, others):
             if part:
                 await self._record_together(connection, part)
         if receipts:

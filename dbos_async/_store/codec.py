@@ -23,6 +23,7 @@ from dbos_async.errors import SerializationError
 
 __all__ = [
     "PORTABLE_JSON",
+    "annotation_of",
     "decode",
     "decoder",
     "encode",
@@ -97,7 +98,13 @@ def decoder(annotation: object = Any, *, at: str = "value") -> Parse:
             flaw = f"{at} does not fit {_name_of(annotation)}: {exc}"
             raise SerializationError(flaw) from exc
 
+    vars(decode)["annotation"] = annotation
     return decode
+
+
+def annotation_of(decode: Decode) -> Any:
+    """The type that a decoder restores; of any other function, Any."""
+    return getattr(decode, "annotation", Any)
 
 
 def read_back(value: object, text: str, encode: Encode, decode: Decode, *, at: str) -> Any:

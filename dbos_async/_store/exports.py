@@ -7,9 +7,10 @@ The text is a JSON object:
          "workflow_events_history": […], "streams": […], "notifications": […]}, …]}
 
 Each `{…}` is a row, column by column as schema.sql describes it; values stay in the format that
-their row names. Arguments and results are in workflow_status, whichever table they were in; step
-keys and the root of a line of forks are explicit, so a fork can be read without its source; owner
-tokens are left out. Version 1 may gain columns and tables; a reader ignores what it does not know.
+their row names. Arguments and results are in workflow_status, whichever table or store they were
+in; step keys and the root of a line of forks are explicit, so a fork can be read without its
+source; owner tokens are left out. Version 1 may gain columns and tables; a reader ignores what it
+does not know.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from dbos_async import errors
 from dbos_async._limits import checked_id
 from dbos_async._store import sql
 from dbos_async._store.database import Database
+from dbos_async._store.payloads import PREFIX, Payloads, is_reference
 from dbos_async._store.records import ALIVE, STATUSES
 from dbos_async._store.workflows import fetch_outcomes
 
@@ -86,14 +88,31 @@ TABLES: Final[tuple[tuple[str, LiteralString], ...]] = (
 """In the order of their locks."""
 
 
-async def export(database: Database, workflow_ids: Sequence[str]) -> str:
-    """These workflows as text; unknown ids are left out."""
+async def export(database: Database, payloads: Payloads, workflow_ids: Sequence[str]) -> str:
+    """These workflows as text; unknown ids are left out.
+
+    Raises:
+        PayloadStoreError: a large value of one is not to be had.
+    """
     async with database.lease() as connection:
         rows = await connection.fetch(sql.EXPORT, list(workflow_ids))
-    workflows = [msgspec.Raw(row[0].encode()) for row in rows]
+    workflows = [
+        await inlined(row[0], payloads) if PREFIX in row[0] else msgspec.Raw(row[0].encode())
+        for row in rows
+    ]
     return msgspec.json.encode(
         {"format": FORMAT, "version": VERSION, "workflows": workflows}
     ).decode()
+
+
+async def inlined(text: str, payloads: Payloads) -> ExportedWorkflow:
+    """An exported workflow with the values that references stand for."""
+    workflow = msgspec.json.decode(text, type=ExportedWorkflow)
+    for row in (workflow.workflow_status, *workflow.operation_outputs):
+        for column in ("inputs", "output"):
+            if is_reference(row.get(column), row["serialization"]):
+                row[column] = await payloads.text(row[column], row["workflow_uuid"])
+    return workflow
 
 
 def parse(text: str) -> list[ExportedWorkflow]:

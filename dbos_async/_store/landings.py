@@ -11,6 +11,7 @@ from dbos_async._store.records import (
     Owner,
     ReceiptWrite,
     Recorded,
+    SagaWrite,
     StepWrite,
     WorkflowWrite,
     Write,
@@ -68,7 +69,7 @@ class Found(NamedTuple):
                     and owner.status == write.status
                 )
                 return None if ours else Fence.LOST
-            case EffectWrite():
+            case EffectWrite() | SagaWrite():
                 if write.step is not None:
                     return self.landing_of_step(write.step)
                 owner = self.owners.get(write.workflow_id)

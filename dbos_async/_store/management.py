@@ -187,7 +187,7 @@ async def rewind(
 
     Raises:
         WorkflowNotFoundError: there is no such workflow.
-        ValueError: it has not ended, or there is no such step.
+        ValueError: it has not ended, was compensated, or there is no such step.
     """
     may_be_done = False
 
@@ -206,6 +206,8 @@ async def rewind(
                         f"workflow {workflow_id!r} is {status}: only one that has ended can be "
                         "rewound; cancel it first, or fork it"
                     )
+                if await connection.fetchval(sql.FIND_COMPENSATION, workflow_id) is not None:
+                    raise ValueError(compensated(workflow_id))
                 steps = await connection.fetch(sql.FETCH_OUTLINE, workflow_id)
                 position = cut.position_in(workflow_id, [Landmark(*step) for step in steps])
                 await connection.execute(sql.REWIND, workflow_id, position, queue_name, app_version)
@@ -214,6 +216,14 @@ async def rewind(
             raise
 
     await database.patiently(attempt)
+
+
+def compensated(workflow_id: str) -> str:
+    """Why a workflow is not run again."""
+    return (
+        f"workflow {workflow_id!r} was cancelled, and {workflow_id + '-compensate'!r} undoes what "
+        "its sagas had done, though its steps are recorded: fork it from the step before the saga"
+    )
 
 
 async def delete(

@@ -7,10 +7,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import msgspec
 from msgspec import Struct, field
 
 from dbos_async import errors
 from dbos_async._store import sql
+from dbos_async._store.borrowed import borrow, explained
 from dbos_async._store.database import DanglingError, Database
 from dbos_async._store.records import MessageRow, WorkflowId
 
@@ -63,6 +65,23 @@ async def send(database: Database, messages: Sequence[MessageRow]) -> None:
             await check_known(database, messages)  # if it has come to be meanwhile: once more
         else:
             return
+
+
+async def send_on(connection: object, messages: Sequence[MessageRow]) -> None:
+    """Send all of these in the transaction of the user's connection, or none.
+
+    Raises:
+        WorkflowNotFoundError: one is for a workflow that does not exist; the transaction may go on.
+        TypeError: it is of a kind that is not known here.
+        DatabaseRefusedError, ConfigurationError: it cannot be used; the message says why.
+    """
+    transaction = await borrow(connection)
+    text = msgspec.json.encode(messages).decode()
+    with explained():
+        async with transaction.savepoint():
+            unknown = await transaction.fetch(sql.SEND_MESSAGES_AS_JSON, text)
+    if unknown:
+        raise errors.WorkflowNotFoundError(unknown[0][0])
 
 
 async def check_known(database: Database, messages: Sequence[MessageRow]) -> None:

@@ -39,6 +39,8 @@ DELAYED: Final = "dbos_async_delayed"
 """Channel: these queues have a workflow that comes due before the next look for such."""
 PERMITS: Final = "dbos_async_permits"
 """Channel: permits of these limiters were given back, or somebody waits for some."""
+SCHEDULES: Final = "dbos_async_schedules"
+"""Channel: these schedules were made, changed or deleted."""
 DEAD: Final = "dbos_async_dead"
 """Channel: these executors have left work, because they died or were shut down."""
 STREAMED: Final = "dbos_async_streams"
@@ -48,7 +50,18 @@ MESSAGES: Final = "dbos_async_messages"
 EVENTS: Final = "dbos_async_events"
 """Channel: these workflows have published under these keys, `workflow::key`."""
 
-CHANNELS: Final = (ENDED, QUEUED, CONFIGURED, DELAYED, PERMITS, DEAD, STREAMED, MESSAGES, EVENTS)
+CHANNELS: Final = (
+    ENDED,
+    QUEUED,
+    CONFIGURED,
+    DELAYED,
+    PERMITS,
+    SCHEDULES,
+    DEAD,
+    STREAMED,
+    MESSAGES,
+    EVENTS,
+)
 
 NOT_DURABLE: Final = "select set_config('synchronous_commit', 'off', false)"
 """A commit that notifies waits for the disk like any other, with a lock that all who notify share;

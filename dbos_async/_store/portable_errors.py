@@ -14,11 +14,18 @@ from typing import Any, Final, cast
 import msgspec
 
 from dbos_async._store import codec
-from dbos_async.errors import PortableWorkflowError, SerializationError, StepRetriesExhaustedError
+from dbos_async.errors import (
+    CompensationError,
+    PortableWorkflowError,
+    SerializationError,
+    StepRetriesExhaustedError,
+)
 
 __all__ = ["decode_error", "encode_error"]
 
 CODES: Final = ("code", "error_code", "errno", "status", "status_code")
+HOLDERS: Final = (StepRetriesExhaustedError, CompensationError)
+"""Errors that hold others."""
 DETAILS: Final = ("data", "details", "payload", "extra", "meta", "metadata")
 
 MAX_DEPTH: Final = 8
@@ -104,7 +111,7 @@ def _attributes_of(error: BaseException) -> dict[str, object]:
         return {}
     items = cast(dict[str, object], attributes).items()
     stored: dict[str, object] = {_readable(str(name)): _stored(value) for name, value in items}
-    within = {"errors"} if isinstance(error, StepRetriesExhaustedError) else set[str]()
+    within = {"errors"} if isinstance(error, HOLDERS) else set[str]()
     lost = [name for name, value in stored.items() if value is None and name not in within]
     if not lost:
         return stored
@@ -114,7 +121,7 @@ def _attributes_of(error: BaseException) -> dict[str, object]:
 
 
 def _inner_errors_of(error: BaseException) -> Sequence[BaseException]:
-    if isinstance(error, StepRetriesExhaustedError):
+    if isinstance(error, HOLDERS):
         return error.errors
     if isinstance(error, BaseExceptionGroup):
         return cast(BaseExceptionGroup[BaseException], error).exceptions
@@ -209,8 +216,9 @@ def _built(kind: type[Exception], record: dict[str, object]) -> Exception:
     error: Exception = base.__new__(kind, *args)
     base.__init__(error, *args)
     error.__dict__.update(cast(dict[str, object], record.get("attributes") or {}))
-    if isinstance(error, StepRetriesExhaustedError):
+    if isinstance(error, HOLDERS):
         error.errors = inner
+    if isinstance(error, StepRetriesExhaustedError):
         error.__cause__ = inner[-1] if inner else None
     return error
 

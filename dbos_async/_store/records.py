@@ -162,7 +162,41 @@ class ReceiptWrite(Struct, gc=False):
         return self.step.workflow_id
 
 
-Write = StepWrite | WorkflowWrite | ChildWrite | CompletionWrite | EffectWrite | ReceiptWrite
+class CompensationRow(Struct, gc=False):
+    """A step that undoes something, on its way to `dbos_async_compensations`."""
+
+    step_key: str
+    """Under which it will be recorded."""
+    name: str
+    class_name: str | None
+    config_name: str | None
+    inputs: str
+
+
+class SagaWrite(Struct, gc=False):
+    """A step of a saga, and what it opens; or, if that is None, the end of all that the saga has.
+
+    `step` is None where an earlier run has recorded it, and `position` says where: the compensation
+    is open again if the workflow is ours.
+    """
+
+    workflow_id: str
+    owner: str
+    position: int
+    step: StepWrite | None
+    saga: str
+    compensation: CompensationRow | None
+
+
+Write = (
+    StepWrite
+    | WorkflowWrite
+    | ChildWrite
+    | CompletionWrite
+    | EffectWrite
+    | ReceiptWrite
+    | SagaWrite
+)
 
 
 class Recorded(Struct, frozen=True, gc=False):
@@ -238,6 +272,7 @@ class Claimed(Struct, frozen=True, gc=False):
     role: str | None
     is_fresh: bool
     """Nobody has touched it since it was enqueued, so it has no history."""
+    is_scheduled: bool
 
     @property
     def position(self) -> tuple[int, int, int]:
@@ -262,6 +297,7 @@ class Replayable(Struct, frozen=True):
     user: str | None
     roles: str | None
     role: str | None
+    is_scheduled: bool
 
 
 class Use(Struct, frozen=True):

@@ -9,11 +9,16 @@ from dbos_async._store.sql.workflows import _COPIED_STEP, _LINEAGE, _ROOT, _STEP
 
 # Back on a queue, as new but for their history. They pay for a start again, may be of another
 # version ($4), and are never taken for fresh: a recovered position says that there is a history.
+# What was cancelled and compensated stays so: its steps are recorded, and undone.
 RESUME: Final = """
 with locked as materialized (
     select w.workflow_uuid, w.status
       from dbos.workflow_status w
      where w.workflow_uuid = any($1::text[]) and w.status = any($2::text[])
+       and not (w.status = 'CANCELLED'
+                and exists (select from dbos.workflow_status c
+                             where c.workflow_uuid = w.workflow_uuid || '-compensate'
+                               and c.name = 'DBOS.compensate'))
      order by w.workflow_uuid
        for update
 )
@@ -48,7 +53,8 @@ select o.function_id, o.function_name, o.error is not null, o.child_workflow_id 
 
 # A new workflow with the history of $1 (an array of one) before position $3. Its steps name their
 # keys, so that it does not depend on its source; what steps after that streamed meanwhile leaves no
-# gap in its streams. No row if the id $2 is taken.
+# gap in its streams. No row if the id $2 is taken. The lock keeps whoever deletes the source, and
+# then what its large values lie in, waiting until the fork has committed that it has them, too.
 FORK: Final = _LINEAGE + """, forked as (
     insert into dbos.workflow_status
            (workflow_uuid, status, name, class_name, config_name, application_id,
@@ -64,6 +70,7 @@ FORK: Final = _LINEAGE + """, forked as (
            nextval('dbos.workflow_order') * 1024
       from dbos.workflow_status w
      where w.workflow_uuid = any($1)
+       for key share of w
     on conflict do nothing
     returning workflow_uuid, forked_from
 ), steps as (
@@ -124,7 +131,8 @@ select w.workflow_uuid, w.status
 
 # Drop what $1 did at position $2 and after, and enqueue it again. Events are as they were before;
 # what was streamed stays, but for the end of a stream, because others have read it; messages that
-# were received there, or not yet, belong to the run that is dropped.
+# were received there, or not yet, belong to the run that is dropped. It is another incarnation
+# then: what the dropped run left in databases of the user's is not its own.
 REWIND: Final = """
 with discarded as materialized (
     select distinct h.key
@@ -157,9 +165,12 @@ with discarded as materialized (
      where n.destination_uuid = $1 and (not n.consumed or n.consumed_by_function_id >= $2)
 ), outputs as (
     delete from dbos.workflow_output o where o.workflow_uuid = $1
+), compensations as (
+    delete from dbos.dbos_async_compensations c where c.workflow_uuid = $1 and c.function_id >= $2
 )
 update dbos.workflow_status w
    set status = 'ENQUEUED', queue_name = $3, owner_xid = null, deduplication_id = null,
+       creator_xid = gen_random_uuid()::text,
        application_version = coalesce($4, w.application_version), output = null, error = null,
        recovery_attempts = 0, recovered_position = 0,
        workflow_deadline_epoch_ms = null, started_at_epoch_ms = null, completed_at = null,

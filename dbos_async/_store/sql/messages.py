@@ -13,6 +13,31 @@ select t.message_uuid, t.destination_uuid, t.topic, t.message, 'portable_json'
 on conflict (message_uuid) do nothing
 """
 
+# The same on a connection of the user's: $1 the messages as JSON. None is sent if one is for a
+# workflow that does not exist: the first such one is returned.
+SEND_MESSAGES_AS_JSON: Final = """
+with given as materialized (
+    select t.message_id, t.destination_id, t.topic, t.message, row_number() over () as place
+      from json_to_recordset(cast(cast($1 as text) as json))
+           as t(message_id text, destination_id text, topic text, message text)
+), unknown as materialized (
+    select g.destination_id, g.place
+      from given g
+     where (select w.workflow_uuid from dbos.workflow_status w
+             where w.workflow_uuid = g.destination_id) is null
+     order by g.place
+     limit 1
+), sent as (
+    insert into dbos.notifications (message_uuid, destination_uuid, topic, message, serialization)
+    select g.message_id, g.destination_id, g.topic, g.message, 'portable_json'
+      from given g
+     where not exists (select from unknown)
+     order by g.destination_id, g.place
+    on conflict (message_uuid) do nothing
+)
+select u.destination_id from unknown u
+"""
+
 # Which of these ids no workflow has. A subquery a row: an index, whatever the statistics say.
 FIND_UNKNOWN: Final = """
 select t.workflow_uuid

@@ -66,7 +66,7 @@ _CLAIMED_COLUMNS: Final = """
 """ + _ROOT + """,
        w.owner_xid, w.queue_partition_key, w.priority, coalesce(w.in_line_at, w.created_at),
        coalesce(w.enqueue_order, 9223372036854775807), w.authenticated_user,
-       w.authenticated_roles, w.assumed_role, false as is_fresh
+       w.authenticated_roles, w.assumed_role, false as is_fresh, w.schedule_name is not null
 """
 
 # --- the checkpointer's: arrays in, counts out --------------------------------------------------
@@ -273,7 +273,8 @@ FETCH_FOR_REPLAY: Final = """
 select w.workflow_uuid, w.status, w.name, w.class_name, w.config_name,
        coalesce(i.inputs, w.inputs), coalesce(o.output, w.output), coalesce(o.error, w.error),
        w.serialization, w.workflow_deadline_epoch_ms,
-""" + _ROOT + """, w.authenticated_user, w.authenticated_roles, w.assumed_role
+""" + _ROOT + """, w.authenticated_user, w.authenticated_roles, w.assumed_role,
+       w.schedule_name is not null
   from dbos.workflow_status w
   left join dbos.workflow_input i on i.workflow_uuid = w.workflow_uuid
   left join dbos.workflow_output o on o.workflow_uuid = w.workflow_uuid
@@ -393,14 +394,16 @@ select t.workflow_uuid
  where case w.status when 'PENDING' then w.owner_xid end is distinct from t.owner
 """
 
-# Cancels these and, if asked, everything they started. The lock order is by id.
+# Cancels these and, if asked, everything they started, but for what compensates them: that must be
+# named itself. The lock order is by id.
 CANCEL: Final = """
 with recursive family(workflow_uuid) as (
     select unnest($1::text[])
     union
     select w.workflow_uuid
       from family f, lateral (select c.workflow_uuid from dbos.workflow_status c
-                               where c.parent_workflow_id = f.workflow_uuid offset 0) w
+                               where c.parent_workflow_id = f.workflow_uuid
+                                 and c.name is distinct from 'DBOS.compensate' offset 0) w
      where $2::bool
 ), locked as materialized (
     select w.workflow_uuid
