@@ -7,6 +7,9 @@ executor    starts, runs and settles; an `Execution` is one run
 steps       run and replay; inner: what a workflow does besides, it starts children, awaits, sleeps
 races       who was done first; timeouts: limits on blocks; replay: the old goes before the new
 patches     new code for workflows under way
+transacting a function in a transaction of the user's, again while others are in its way;
+transactions  the same as a step, exactly once; tidying: rows that it left in other databases
+outbox      what is enqueued and sent within one
 claims      from a claim to a run
 deeds       a verb that is numbered and recorded once; messages, events: those that talk
 streams     written by their workflow; readers: read by anybody
@@ -16,6 +19,7 @@ recovery    takes over what dead processes left
 dispatcher  which queues this process works on; line: claims from one of them; window: its own rate
 bulk        many enqueues at once; catalog: which queues there are; debounce: the last of many calls
 limits      tokens and permits of limited steps
+scheduler   fires what is due; ticks: which of it; cron: when that is
 rehearsal   would this code still go the recorded way?
 watchdog    names the step that blocks the loop
 session     the open parts of a launched app, wired

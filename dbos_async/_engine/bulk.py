@@ -1,6 +1,6 @@
 """Many calls at once: their rows, made one by one while Postgres writes the earlier ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 from msgspec import structs
@@ -25,6 +25,7 @@ class Bulk:
         *,
         parent: Execution | None = None,
         id_of: Callable[[int], str] | None = None,
+        large: Mapping[int, tuple[str, str]] | None = None,
     ) -> None:
         """Take the calls.
 
@@ -34,6 +35,7 @@ class Bulk:
             queue_name: where to.
             parent: the workflow that enqueues them.
             id_of: the id of the call at a place, unless it names one; else a new one.
+            large: the ids and stored inputs of calls that were kept before, by place.
         """
         self.ids: list[str] = []
         """Of the calls so far; one that attaches to an earlier call has that one's."""
@@ -44,6 +46,7 @@ class Bulk:
         self._queue_name = queue_name
         self._parent = parent
         self._id_of = id_of
+        self._large = large or {}
         self._forms: dict[tuple[int, int, int], WorkflowWrite] = {}
         self._by_id: dict[str, WorkflowWrite] = {}
         self._by_deduplication_id: dict[str, WorkflowWrite] = {}
@@ -80,6 +83,9 @@ class Bulk:
         if form is None:
             form = self._intake.row_of(call, self._queue_name, self._parent)
             self._forms[like] = form
+        if place in self._large:
+            workflow_id, inputs = self._large[place]
+            return structs.replace(form, workflow_id=workflow_id, inputs=inputs)
         workflow_id = options.get("workflow_id") or (
             self._intake.new_id() if self._id_of is None else self._id_of(place)
         )

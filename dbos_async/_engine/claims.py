@@ -21,6 +21,7 @@ from dbos_async._engine.registry import Address, Runnable
 from dbos_async._log import log
 from dbos_async._store import codec, sql, stored, workflows
 from dbos_async._store.database import Database
+from dbos_async._store.payloads import is_reference
 from dbos_async._store.records import Claimed, Recorded, WorkflowId
 
 if TYPE_CHECKING:
@@ -172,28 +173,45 @@ class Claims:
         if claimed.deadline_ms is not None and claimed.deadline_ms <= self._executor.clock.now_ms():
             await self._executor.cancel([claimed.workflow_id], children=True)
             return None
-        refused = self._arguments_refused(execution, claimed) or caller_refused(execution, claimed)
-        if refused is None and claimed.serialization != codec.PORTABLE_JSON:
+        is_as_stored, refused = self._read_arguments(execution, claimed)
+        refused = refused or caller_refused(execution, claimed)
+        if refused is None and not is_as_stored:
             refused = await self._make_portable(execution)
         self.on_adopted(execution, claimed)
         self._executor.run(execution, refused)
         return execution
 
-    def _arguments_refused(self, execution: Execution, claimed: Claimed) -> Exception | None:
-        """Read the stored arguments into the execution; why not, if that fails."""
+    def _read_arguments(
+        self, execution: Execution, claimed: Claimed
+    ) -> tuple[bool, Exception | None]:
+        """Read the stored arguments into the execution.
+
+        Those in the payload store are left to the run itself: they may take long.
+
+        Returns:
+            Whether they are stored in our format and as the function takes them (who fires a
+            schedule may not know that the function takes no context); why not, if that fails.
+        """
+        if is_reference(claimed.inputs, claimed.serialization):
+            execution.unread = claimed.inputs
+            return True, None
         arguments = execution.runnable.definition.arguments
         assert arguments is not None
         try:
-            execution.args, execution.kwargs = stored.read_arguments(
+            args, kwargs = stored.read_arguments(
                 claimed.inputs,
                 claimed.serialization,
                 arguments,
                 allow_pickle=self._settings.allow_pickle,
             )
-            arguments.bind(execution.args, execution.kwargs)
+            count = len(args)
+            if claimed.is_scheduled:
+                args, kwargs = arguments.as_tick(args, kwargs)
+            arguments.bind(args, kwargs)
         except (errors.SerializationError, TypeError) as exc:
-            return exc
-        return None
+            return False, exc
+        execution.args, execution.kwargs = args, kwargs
+        return claimed.serialization == codec.PORTABLE_JSON and len(args) == count, None
 
     async def _make_portable(self, execution: Execution) -> Exception | None:
         """Store arguments that came in another format as we do; why not, if that fails."""

@@ -13,9 +13,10 @@ A key has an odd number of parts, a branch's name an even one, so no two coincid
 
 Who knows: a task factory, one a loop, notes each new task's branch in `_branches`, a map from live
 tasks; for the first segment of an eager task, which runs before the task can be noted, `_births`
-has it. The one ContextVar repeats it for threads. While a task runs a step, its branch says so;
+has it. A ContextVar repeats it for threads. While a task runs a step, its branch says so;
 tasks that a step spawns belong to the step, not to the tree, and what a callback of the loop spawns
-belongs to neither.
+belongs to neither. Another ContextVar says which transaction of the user's code is in: that is so
+outside of workflows, too.
 """
 
 import asyncio
@@ -37,13 +38,33 @@ Factory = Callable[..., "asyncio.Future[Any]"]
 class RunningStep:
     """A step that runs, as code within it sees it."""
 
-    __slots__ = ("attempt", "is_over", "key", "position")
+    __slots__ = ("attempt", "idempotency_key", "is_over", "key", "position")
 
-    def __init__(self, key: str, position: int) -> None:
+    def __init__(self, key: str, position: int, idempotency_key: str | None = None) -> None:
         self.key = key
         self.position = position
+        self.idempotency_key = idempotency_key  # if it is not its workflow's id and its own key
         self.attempt = 1
         self.is_over = False  # what it left running is outside from then on
+
+
+class OpenTransaction:
+    """A transaction of the user's; code within the block is in it."""
+
+    __slots__ = ("_token", "datasource", "handle", "is_over", "name")
+
+    def __init__(self, name: str, datasource: object, handle: object) -> None:
+        self.name = name
+        self.datasource = datasource
+        self.handle = handle
+        self.is_over = False  # what the function left running is outside from then on
+
+    def __enter__(self) -> None:
+        self._token = _transaction.set(self)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.is_over = True
+        _transaction.reset(self._token)
 
 
 class Last(NamedTuple):
@@ -192,6 +213,9 @@ def branch_of(task: "asyncio.Future[Any]") -> Branch | None:
 
 _branches: "weakref.WeakKeyDictionary[asyncio.Task[Any], Branch]" = weakref.WeakKeyDictionary()
 _ambient: contextvars.ContextVar[Branch | None] = contextvars.ContextVar("branch", default=None)
+_transaction: contextvars.ContextVar[OpenTransaction | None] = contextvars.ContextVar(
+    "transaction", default=None
+)
 
 
 class Birth(NamedTuple):
@@ -231,8 +255,31 @@ def still_on(branch: Branch | None) -> Branch | None:
     return None
 
 
-def calling_branch() -> Branch | None:
-    """The branch of code that calls a step, a workflow or a verb.
+def open_transaction() -> OpenTransaction | None:
+    """The transaction that the calling code is in, within workflows and outside."""
+    found = _transaction.get()
+    return None if found is None or found.is_over else found
+
+
+def calling_branch(what: str) -> Branch | None:
+    """The branch of code that calls a step, a workflow or a verb, which is not for transactions.
+
+    Raises:
+        ConfigurationError: a transaction calls it; or `asking_branch` raises.
+    """
+    transaction = open_transaction()
+    if transaction is not None:
+        raise errors.ConfigurationError(
+            f"{what} is called in the transaction {transaction.name!r}, which would stay open "
+            f"meanwhile, and {what} would not be undone with it: call it in the workflow, before "
+            "or after the transaction. Within one only enqueue, enqueue_many, send and send_many "
+            "work, which commit with it"
+        )
+    return asking_branch()
+
+
+def asking_branch() -> Branch | None:
+    """The branch of code that calls something which transactions may do, too.
 
     Raises:
         ConfigurationError: a workflow's task calls it, but nobody knows the task's place, because

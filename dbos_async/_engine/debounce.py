@@ -43,7 +43,7 @@ class Bounce(Struct, frozen=True):
 
 async def debounce(session: Session, bounce: Bounce) -> Started:
     """Begin the workflow of the key or bounce it; within a workflow, a step numbered now."""
-    branch = calling_branch()
+    branch = calling_branch("debounce")
     if branch is not None and branch.step is None:
         return await _as_step(session, bounce, branch)
     write = write_of(session, bounce)
@@ -123,7 +123,7 @@ async def _as_step(session: Session, bounce: Bounce, branch: Branch) -> Started:
             execution.owner,
         )
         executor: Executor = execution.executor
-        recorded = await executor.apart(_record(session, write, step))
+        recorded = await executor.recorded_apart(execution, key, _record(session, write, step))
     if isinstance(recorded, Fence):
         lost(execution)
     check_same(execution, recorded, NAME, digest)

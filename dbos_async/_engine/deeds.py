@@ -27,7 +27,14 @@ from dbos_async._store.arguments import digest as digest_of
 from dbos_async._store.checkpointer import Checkpointer
 from dbos_async._store.clock import Clock
 from dbos_async._store.parking import News
-from dbos_async._store.records import EffectWrite, Fence, ReceiptWrite, Recorded, StepWrite
+from dbos_async._store.records import (
+    EffectWrite,
+    Fence,
+    ReceiptWrite,
+    Recorded,
+    SagaWrite,
+    StepWrite,
+)
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -76,8 +83,6 @@ class Deed(Struct, eq=False):
     async def go_live(self) -> None:
         """It is not recorded: return once it may be done."""
         await self.execution.live(self.key)
-        if self.execution.executor.is_unsure:
-            await self.execution.executor.sure()
         self.started_at_ms = self.execution.executor.clock.now_ms()
 
     def write(self, *, output: str | None = NULL, error: str | None = None) -> StepWrite:
@@ -96,7 +101,9 @@ class Deed(Struct, eq=False):
             self.execution.owner,
         )
 
-    async def land(self, write: StepWrite | EffectWrite | ReceiptWrite) -> Recorded | Fence:
+    async def land(
+        self, write: StepWrite | EffectWrite | ReceiptWrite | SagaWrite
+    ) -> Recorded | Fence:
         """What is recorded of it once `write` is durable; `Fence.NO_MESSAGE` of a receipt.
 
         Raises:
@@ -104,7 +111,7 @@ class Deed(Struct, eq=False):
             DatabaseRefusedError: Postgres rejected the write.
         """
         checkpointer: Checkpointer = self.execution.executor.session.checkpointer
-        landing = await checkpointer.commit(write)
+        landing = await self.execution.landed(self.key, write, checkpointer.commit(write))
         if landing is None:
             step = write if isinstance(write, StepWrite) else write.step
             assert step is not None

@@ -9,7 +9,7 @@ is paused, not dropped: what it runs here goes on, and counts again when the row
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -19,7 +19,7 @@ from dbos_async._config import Settings
 from dbos_async._engine.execution import Execution
 from dbos_async._engine.executor import Executor
 from dbos_async._engine.line import Line
-from dbos_async._engine.registry import Address, Runnable, columns_of
+from dbos_async._engine.registry import Address, Registry, Runnable, columns_of
 from dbos_async._engine.session import Session
 from dbos_async._log import log
 from dbos_async._service import running
@@ -41,14 +41,14 @@ class Dispatcher:
         session: Session,
         executor: Executor,
         addresses: Mapping[Address, Runnable],
-        listened: Collection[str] | None,
-        parking: Collection[str],
+        registry: Registry,
     ) -> None:
         self._session = session
         self._database = session.database
         self._executor = executor
-        self._listened = listened
-        self._parking = parking  # the queues whose workflows are parked whatever their limits
+        self._listened = registry.listened
+        self._parking = {queue.name for queue in registry.queues.values() if queue.park}
+        """The queues whose workflows are parked whatever their limits."""
         names, classes, configs = columns_of(addresses)
         self._claim = Claim(
             queue_name="",

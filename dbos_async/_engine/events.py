@@ -33,7 +33,7 @@ def set_event(key: str, value: object) -> Coroutine[Any, Any, None]:
     Raises:
         ConfigurationError: no workflow calls.
     """
-    branch = calling_branch()
+    branch = calling_branch("set_event")
     if branch is None:
         raise errors.ConfigurationError(
             "set_event publishes a value of the workflow that calls it, but none does: call it in "
@@ -91,7 +91,7 @@ def get_event(
     session: Session, workflow_id: str, key: str, seconds: float, kind: Any
 ) -> Coroutine[Any, Any, Any]:
     """An event's value once it is set; within a workflow, as a step numbered now."""
-    branch = calling_branch()
+    branch = calling_branch("get_event")
     if branch is None or branch.step is not None:
         return _get(session, Watcher(workflow_id, key), seconds, kind)
     deed, deadline = with_deadline(branch, GET_EVENT, workflow_id, key)

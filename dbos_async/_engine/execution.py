@@ -2,10 +2,11 @@
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -13,12 +14,17 @@ from dbos_async import errors
 from dbos_async._engine.callers import NOBODY, Caller
 from dbos_async._engine.context import Call, current_branch, furthest_of
 from dbos_async._engine.registry import Runnable
-from dbos_async._engine.replay import NEW, RACES, Replay
+from dbos_async._engine.replay import NEW, replay_of
+from dbos_async._store.landings import Landing
 from dbos_async._store.parking import News
-from dbos_async._store.records import Outcome, Recorded
+from dbos_async._store.records import Outcome, Recorded, Write
 
 if TYPE_CHECKING:
+    from dbos_async._engine.sagas import Sagas
     from dbos_async._engine.streams import Streams
+
+
+T = TypeVar("T")
 
 
 class Stop(Enum):
@@ -28,6 +34,7 @@ class Stop(Enum):
     LOST = "another owner has it"
     CANCELLED = "it was cancelled"
     PARKED = "it waits outside of memory"
+    BROKEN = "what is recorded of it cannot be read"
 
 
 class Wait(Struct, eq=False, kw_only=True):
@@ -99,11 +106,13 @@ class Execution:
         "_called",
         "_furthest",
         "args",
+        "broken",
         "caller",
         "deadline_ms",
         "done",
         "executor",
         "expiries",
+        "fetching",
         "frozen",
         "history",
         "is_fresh",
@@ -117,6 +126,7 @@ class Execution:
         "replaying",
         "root_id",
         "runnable",
+        "sagas",
         "slot",
         "steps_running",
         "stopped",
@@ -124,6 +134,7 @@ class Execution:
         "task",
         "tasks",
         "timer",
+        "unread",
         "waits",
         "workflow_id",
     )
@@ -167,11 +178,17 @@ class Execution:
         self.limits: tuple[Limit, ...] = ()  # whose blocks are open
         self.frozen: dict[str, list[Limit]] = {}  # steps that do not return: in them, limits expire
         self.expiries: tuple[asyncio.Future[Any], ...] = ()  # of limits, on their way to Postgres
-        has_races = any(step.name in RACES for step in self.history.values())
-        self.replay = Replay(self, self.history) if has_races else None
+        self.replay = replay_of(self, self.history)
         self.parking: asyncio.Event | None = None
         """Set once it is known whether this run is parked; meanwhile it does nothing."""
         self.streams: Streams | None = None
+        self.broken: Exception | None = None
+        """What the workflow ends with, whatever its code makes of being stopped."""
+        self.fetching = 0
+        """How many recorded values are on their way here."""
+        self.unread: str | None = None
+        """What stands for its arguments until they are fetched."""
+        self.sagas: Sagas | None = None
         self._called: dict[str, tuple[str, Coroutine[Any, Any, Any]]] | None = None
         self._furthest: dict[str, tuple[int, int]] | None = None
 
@@ -221,6 +238,10 @@ class Execution:
             return recorded.position
         self.last_position += 1
         return self.last_position
+
+    def keep_number(self, position: int) -> None:
+        """Give this number to nobody: what comes after it has the one that its key says."""
+        self.last_position = max(self.last_position, position)
 
     def furthest(self, path: str) -> tuple[int, int]:
         """The place that a branch had come to at least, by what is recorded of it."""
@@ -283,12 +304,15 @@ class Execution:
             branch.call.key = key
             branch.call.unrecorded.add(key)
 
-    async def live(self, key: str) -> None:
+    async def live(self, key: str, *, is_registration: bool = False) -> None:
         """This step is not recorded: from here on everything is new.
 
-        Once a limit has expired, that is durable before anything new begins; and what is new
-        waits until what is recorded has been answered.
+        Once a limit has expired, that is durable before anything new begins, and so is what sagas
+        have registered; what is new waits until what is recorded has been answered, and until it is
+        sure that this run is ours.
         """
+        if self.sagas is not None and not is_registration:
+            await self.sagas.registered()
         if self.parking is not None:
             await self.unparked()
         if key in self.frozen:
@@ -297,7 +321,50 @@ class Execution:
             await asyncio.wait(self.expiries)
         if self.replay is not None and not self.replay.is_over:
             await self.replay.quiet(NEW)
+        if self.executor.is_unsure:
+            await self.executor.sure()
         self.replaying = False
+
+    async def landed(self, key: str, write: Write, landing: "asyncio.Future[Landing]") -> Landing:
+        """What becomes of the write that step `key` comes to; a cancellation comes behind it.
+
+        A replay finds the record, and so goes on from the step until it next has to wait: there
+        whoever cancels its task meets it. So the first run must not be stopped in the step either.
+        It is told what has landed, and the cancellation reaches it where it next waits. Not when it
+        is over anyway, and not where a limit has expired: that this step does not return is
+        recorded then.
+        """
+        try:
+            return await landing
+        except asyncio.CancelledError as exc:
+            if self._ends_in(key):
+                raise
+            if landing.cancelled():
+                landing = self.executor.session.checkpointer.again(write, landing)
+            return await self.outlasting(key, landing, exc)
+
+    async def outlasting(
+        self,
+        key: str,
+        work: "asyncio.Future[T]",
+        cancelled: asyncio.CancelledError | None = None,
+    ) -> T:
+        """What becomes of work that records step `key`; see `landed`. It is never cancelled."""
+        while not work.done():
+            try:
+                await asyncio.wait([work])
+            except asyncio.CancelledError as exc:
+                if self._ends_in(key):
+                    raise
+                cancelled = exc
+        if cancelled is not None:
+            cancel_later(cancelled)
+        return work.result()
+
+    def _ends_in(self, key: str) -> bool:
+        """Whether a cancellation is the end of the run, or step `key` must not return."""
+        is_over = self.stopped is not None or self.is_settling or self.executor.is_ending
+        return is_over or key in self.frozen
 
     def freeze(self, keys: Iterable[str], limit: Limit) -> None:
         """These do not return any more: a limit expires in them, or has in an earlier run.
@@ -333,6 +400,28 @@ class Execution:
         """What is raised where the code took another path than the recorded one."""
         return errors.DivergenceError(why)
 
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Within the block something that is recorded takes its time: a replay waits for it."""
+        self.fetching += 1
+        try:
+            yield
+        finally:
+            self.fetching -= 1
+            if self.replay is not None:
+                self.replay.moved()
+
+    def break_off(self, why: Exception) -> NoReturn:
+        """Let the workflow end with this error, though its code may catch everything.
+
+        Raises:
+            CancelledError: always.
+        """
+        if self.stopped is None and not self.is_settling:
+            self.broken = why
+            self.stop(Stop.BROKEN)
+        raise asyncio.CancelledError(str(why))
+
     def forget(self) -> None:
         """Let go of what only the run needed; a handle may keep the rest for long."""
         self.args, self.kwargs, self.history, self.waits = (), {}, {}, {}
@@ -353,6 +442,21 @@ class Execution:
             for task in [self.task, *self.tasks]:
                 if task is not None:
                     task.cancel()
+
+
+def cancel_later(cancelled: asyncio.CancelledError) -> None:
+    """Cancel the running task where it next waits, unless who cancelled it takes that back."""
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    loop.call_soon(partial(cancel_again, task, task.cancelling(), cancelled.args))
+
+
+def cancel_again(task: "asyncio.Task[Any]", requests: int, args: tuple[Any, ...]) -> None:
+    """Deliver a cancellation that was counted when it was made."""
+    if not task.done() and task.cancelling() >= requests > 0:
+        task.uncancel()
+        task.cancel(*args)
 
 
 class Started(Struct, frozen=True):

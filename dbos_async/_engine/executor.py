@@ -20,7 +20,7 @@ more; `Execution.stopped` says why, and its awaiters look for the recorded outco
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
@@ -38,7 +38,7 @@ from dbos_async._engine.intake import Call, Intake, Order
 from dbos_async._engine.parking import Parker
 from dbos_async._engine.pulse import Pulse
 from dbos_async._engine.readers import Readers
-from dbos_async._engine.registry import Address, Runnable
+from dbos_async._engine.registry import Address, Registry, Runnable
 from dbos_async._engine.steps import Steps, check_size
 from dbos_async._engine.wakers import Wakers
 from dbos_async._log import log
@@ -49,6 +49,8 @@ from dbos_async._store.clock import Clock
 from dbos_async._store.database import Database
 from dbos_async._store.landings import Landing
 from dbos_async._store.notifier import Notifier
+from dbos_async._store.payloads import Payloads
+from dbos_async._store.pieces import Body
 from dbos_async._store.portable_errors import encode_error
 from dbos_async._store.records import (
     ChildWrite,
@@ -76,6 +78,7 @@ HAND_BACK_DEADLINE: Final = 5.0
 class SessionParts(Protocol):
     """What an executor needs of its session."""
 
+    settings: Settings
     clock: Clock
     intake: Intake
     database: Database
@@ -84,6 +87,7 @@ class SessionParts(Protocol):
     outcomes: Wakers[str, Outcome]
     readers: Readers
     catalog: Catalog
+    payloads: Payloads
     application: str | None
 
     async def outcome_of(self, started: Started) -> Outcome:
@@ -111,8 +115,11 @@ class Executor:
         tree: TaskTree,
         addresses: Mapping[Address, Runnable],
         pulse: Pulse,
+        *,
+        registry: Registry,
     ) -> None:
         self.allow_pickle = settings.allow_pickle
+        self.registry = registry
         self.session = session
         self.clock = session.clock
         self.intake = session.intake
@@ -140,6 +147,7 @@ class Executor:
         self._sure.set()
         self._suspicions = 0
         self._cancels: Counter[str] = Counter()
+        self._watcher: asyncio.Task[object] | None = None
         self.claims = Claims(settings, session.database, self, addresses)
         self.parker = Parker(settings, session.database, self)
         self.inner = Inner(self, steps)
@@ -166,25 +174,55 @@ class Executor:
         if self.is_draining or self.is_deactivated:
             why = "is shutting down" if self.is_draining else "was deactivated"
             raise errors.NotLaunchedError(f"the app {why}; nothing new is started")
-        order = self.intake.order_of(call)
+        if self.session.payloads.is_on:
+            order = await self.intake.kept_order_of(call)
+        else:
+            order = self.intake.order_of(call)
         return only_started(await self.create(call, order, order.write))
 
     async def enqueue(self, call: Call, queue_name: str) -> Started:
         """Make a workflow durable for whichever process has room. Raises as `start` does."""
-        order = self.intake.order_of(call, queue_name)
+        if self.session.payloads.is_on:
+            order = await self.intake.kept_order_of(call, queue_name)
+        else:
+            order = self.intake.order_of(call, queue_name)
         return only_started(await self.create(call, order, order.write))
 
     async def apart(self, work: Coroutine[Any, Any, T]) -> T:
         """Await what makes tasks of its own, which are no branches of the workflow that asks."""
-        result: T = await self._tree.start(work, None, "dbos enqueue")
+        result: T = await self._tree.start(work, None, "dbos wait")
         return result
+
+    async def recorded_apart(
+        self, execution: Execution, key: str, work: Coroutine[Any, Any, T]
+    ) -> T:
+        """The same for what records step `key`: a cancellation comes behind that."""
+        task: asyncio.Task[T] = self._tree.start(work, None, "dbos enqueue")
+        try:
+            return await execution.outlasting(key, task)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
 
     def aside(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
         """A task that is no branch of the workflow that asks; who asks cancels it."""
         return self._tree.start(work, None, name)
 
+    def beside(
+        self, execution: Execution, work: Coroutine[Any, Any, T], name: str
+    ) -> "asyncio.Task[T]":
+        """A task of a workflow that is no branch of it: it ends with the run at the latest."""
+        task: asyncio.Task[T] = self._tree.start(work, Branch(execution), name)
+        execution.tasks.add(task)
+        task.add_done_callback(execution.tasks.discard)
+        return task
+
     async def create(
-        self, call: Call, order: Order, carrier: WorkflowWrite | ChildWrite
+        self,
+        call: Call,
+        order: Order,
+        carrier: WorkflowWrite | ChildWrite,
+        parent: Execution | None = None,
     ) -> Started | Recorded | Fence:
         """Make a workflow durable and run it, even if whoever asked is cancelled meanwhile.
 
@@ -194,7 +232,10 @@ class Executor:
         workflow_id = order.write.workflow_id
         self.arriving[workflow_id] += 1
         try:
-            landing = await asyncio.shield(landed)
+            if isinstance(carrier, ChildWrite) and parent is not None:
+                landing = await parent.outlasting(carrier.step.key, landed)
+            else:
+                landing = await asyncio.shield(landed)
         except asyncio.CancelledError:
             landed.add_done_callback(partial(self._run_unattended, call, order))
             raise
@@ -207,6 +248,8 @@ class Executor:
             else self._started(call, order, landing)
         )
         self.arrived(workflow_id)
+        if landing is not None:  # another attempt's row stands, with inputs of its own
+            await self.session.payloads.discard(order.write.inputs, workflow_id)
         return created
 
     def arrived(self, workflow_id: str) -> None:
@@ -272,6 +315,8 @@ class Executor:
         outcome: Outcome | None = None
         try:
             completion = await self.call(execution, refused)
+            if execution.broken is not None:
+                completion = await broken(execution, execution.broken)
             if completion is not None:
                 outcome = await self._settle(execution, completion)
         finally:
@@ -281,17 +326,19 @@ class Executor:
         self, execution: Execution, refused: Exception | None = None
     ) -> CompletionWrite | None:
         """Run the body and decide how the workflow ends; None if it does not end here."""
-        runnable = execution.runnable
-        instance = () if runnable.instance is None else (runnable.instance,)
         try:
             if refused is not None:
                 raise refused
-            assert runnable.definition.function is not None
-            value = await runnable.definition.function(
-                *instance, *execution.args, **execution.kwargs
-            )
+            if execution.unread is not None:
+                await self._fetch_arguments(execution, execution.unread)
+            value = await self._body(execution)
             execution.check_everything_awaited()
-            output = self._encoded_result(execution, value)
+            if self.session.payloads.is_large(value):
+                output = await self._packed_result(execution, value)
+            else:
+                output = self._encoded_result(execution, value)
+                if self.session.payloads.is_on:
+                    output = await self._kept_result(execution, output)
         except KeyboardInterrupt:  # a person's
             raise
         except BaseException as exc:  # whatever the body raises is its outcome, sys.exit() too
@@ -301,6 +348,17 @@ class Executor:
         if execution.stopped is not None:
             return None
         return CompletionWrite(execution.workflow_id, execution.owner, "SUCCESS", output, None)
+
+    async def _body(self, execution: Execution) -> Any:
+        """What the body returns, once the sagas of all its tasks are over."""
+        definition, instance = execution.runnable
+        assert definition.function is not None
+        self_ = () if instance is None else (instance,)
+        try:
+            return await definition.function(*self_, *execution.args, **execution.kwargs)
+        finally:
+            if execution.sagas is not None:
+                await execution.sagas.over()
 
     def _abandon(self, execution: Execution) -> None:
         """Somebody cancelled its task, such as who ends the loop: if we live on, it goes on.
@@ -318,14 +376,50 @@ class Executor:
             text = definition.encode(value)
             codec.read_back(value, text, definition.encode, definition.decode, at="the result")
         except errors.SerializationError as exc:
-            raise errors.SerializationError(
-                f"workflow {execution.name!r} ({execution.workflow_id}) returned what cannot be "
-                f"stored: {exc}"
-            ) from exc
-        check_size(
-            text, self._settings.max_payload_bytes, f"the result of workflow {execution.name!r}"
-        )
+            raise not_stored(execution, exc) from exc
+        if not self.session.payloads.is_on:
+            check_size(
+                text, self._settings.max_payload_bytes, f"the result of workflow {execution.name!r}"
+            )
         return text
+
+    async def _packed_result(self, execution: Execution, value: object) -> str:
+        """As `_encoded_result`, of a large value, for the row."""
+        definition = execution.runnable.definition
+        try:
+            packed = await self.session.payloads.pack(
+                value, definition.encode, definition.decode, keeps=False
+            )
+        except errors.SerializationError as exc:
+            raise not_stored(execution, exc) from exc
+        return await self._kept_result(execution, packed.text)
+
+    async def _kept_result(self, execution: Execution, text: str | Body) -> str:
+        """What stands in the row for a result; the store has a while to take it.
+
+        Raises:
+            PayloadStoreError: it did not.
+        """
+        payloads = self.session.payloads
+        if isinstance(text, str) and not payloads.is_long(text):
+            return text
+        return await payloads.patiently(
+            lambda: payloads.kept(execution.workflow_id, "result", text), payloads.patience
+        )
+
+    async def _fetch_arguments(self, execution: Execution, reference: str) -> None:
+        """Fetch the arguments of a workflow that was claimed; an outage of the store is waited out.
+
+        Raises:
+            PayloadMissingError, SerializationError, TypeError: they cannot be had, or do not fit.
+        """
+        payloads, arguments = self.session.payloads, execution.runnable.definition.arguments
+        assert arguments is not None
+        execution.args, execution.kwargs = await payloads.patiently(
+            lambda: payloads.arguments(reference, execution.workflow_id, arguments)
+        )
+        execution.unread = None
+        arguments.bind(execution.args, execution.kwargs)
 
     async def _settle(self, execution: Execution, completion: CompletionWrite) -> Outcome | None:
         """Make the outcome durable; None if it was not ours to write."""
@@ -414,12 +508,16 @@ class Executor:
                 self._database, ids, children=children, skew_ms=self.clock.skew_ms
             )
         )
-        for workflow_id in cancelled:
+        self.cancelled(cancelled)
+        return cancelled
+
+    def cancelled(self, workflow_ids: Iterable[str]) -> None:
+        """These were cancelled: stop those that run here, and tell everybody."""
+        for workflow_id in workflow_ids:
             execution = self.running.get(workflow_id)
             if execution is not None:
                 execution.stop(Stop.CANCELLED)
             self.announce(workflow_id)
-        return cancelled
 
     def announce(self, workflow_id: str) -> None:
         """Tell everybody, here and elsewhere, that a workflow has ended."""
@@ -463,7 +561,15 @@ class Executor:
         self._sure.clear()
         self._recheck_now.set()
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether the whole loop is being torn down, this executor with it, and nobody said so."""
+        return self._watcher is not None and (
+            self._watcher.done() or self._watcher.cancelling() > 0
+        )
+
     async def _watch_owners(self) -> None:
+        self._watcher = asyncio.current_task()
         while True:
             await self._recheck_now.wait()
             self._recheck_now.clear()
@@ -546,6 +652,21 @@ class Executor:
                     await self._database.execute(sql.NOTIFY, notifier.DEAD, payloads)
         except (errors.DatabaseError, TimeoutError) as exc:
             log.warning("this shutdown counts as a crash", error=str(exc))
+
+
+async def broken(execution: Execution, why: Exception) -> CompletionWrite:
+    """The end of a workflow that was broken off, once its task's own cancellation has passed."""
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    return failed(execution, why)
+
+
+def not_stored(execution: Execution, why: Exception) -> errors.SerializationError:
+    """What a workflow fails with whose result cannot be stored."""
+    return errors.SerializationError(
+        f"workflow {execution.name!r} ({execution.workflow_id}) returned what cannot be stored: "
+        f"{why}"
+    )
 
 
 def only_started(created: Started | Recorded | Fence) -> Started:

@@ -35,8 +35,11 @@ from dbos_async._engine.options import (
 from dbos_async._engine.outcomes import text_of
 from dbos_async._engine.registry import WorkflowDefinition
 from dbos_async._engine.steps import StepDefinition, call_plainly
+from dbos_async._engine.transacting import no_method
 from dbos_async._limits import Limiter, checked_id
 from dbos_async._store import codec
+from dbos_async._store.arguments import Arguments
+from dbos_async._store.payloads import is_reference
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -62,6 +65,10 @@ class StepSource(Source, Protocol):
 
     def add_limiter(self, limiter: Limiter) -> None:
         """Note a limiter that a step was given; raises ConfigurationError."""
+        ...
+
+    def add_step(self, step: "Step[..., Any]") -> None:
+        """Note a step, so that other processes find it by its name."""
         ...
 
 
@@ -162,7 +169,11 @@ class Workflow(Generic[P, R]):
     async def _run(self, call: AnyCall) -> Any:
         executor = self._source.launched()
         outcome = await executor.result_of(await executor.start(call))
-        return self._definition.decode(text_of(outcome, allow_pickle=executor.allow_pickle))
+        text = text_of(outcome, allow_pickle=executor.allow_pickle)
+        if is_reference(text):
+            decode = self._definition.decode
+            return await executor.session.payloads.value(text, outcome.workflow_id, decode)
+        return self._definition.decode(text)
 
 
 class Step(Generic[P, R]):
@@ -177,11 +188,33 @@ class Step(Generic[P, R]):
         self._source = source
         self._definition = definition
         self._instance = instance
+        self._arguments: Arguments | None = None
         functools.update_wrapper(self, definition.function)
         awaited(self)
 
+    @property
+    def definition(self) -> StepDefinition:
+        """What it does, and how."""
+        return self._definition
+
+    @property
+    def instance(self) -> object | None:
+        """What it is a method of, where it was taken from an instance."""
+        return self._instance
+
+    @property
+    def arguments(self) -> Arguments:
+        """How its arguments are stored, where they are."""
+        if self._arguments is None:
+            definition = self._definition
+            is_given_first = definition.is_method or definition.transaction is not None
+            self._arguments = Arguments(definition.function, skip_first=is_given_first)
+        return self._arguments
+
     def __set_name__(self, owner: type, name: str) -> None:
         if not (self._definition.is_static or is_static(owner, name)):
+            if self._definition.transaction is not None:
+                no_method(self._definition.name)
             self._definition = structs.replace(self._definition, is_method=True)
 
     @awaited
@@ -196,7 +229,7 @@ class Step(Generic[P, R]):
         """
         definition = self._definition
         values = args if self._instance is None else (self._instance, *args)
-        branch = calling_branch()
+        branch = calling_branch(f"the step {definition.name!r}")
         if branch is None or branch.step is not None:
             idle = self._source.find_launched() if branch is None else branch.execution.executor
             if idle is None:
@@ -266,7 +299,9 @@ class StepDecorator:
             raise TypeError(f"{name_of(function)} yields: a step returns one result, so it cannot")
         name = merged.get("name") or name_of(function)
         definition = structs.replace(step_of(name, function), is_static=is_static)
-        return Step(self._source, optioned(definition, merged, self._source))
+        step: Step[..., Any] = Step(self._source, optioned(definition, merged, self._source))
+        self._source.add_step(step)
+        return step
 
 
 def workflow_of(
@@ -356,7 +391,7 @@ def inside_workflow(name: str) -> Branch | None:
     Raises:
         ConfigurationError: a step calls it.
     """
-    branch = calling_branch()
+    branch = calling_branch(f"the workflow {name!r}")
     if branch is not None and branch.step is not None:
         in_step(name, branch)
     return branch

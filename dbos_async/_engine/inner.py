@@ -13,12 +13,14 @@ from dbos_async import errors
 from dbos_async._engine.bulk import Bulk
 from dbos_async._engine.context import Branch, current_branch
 from dbos_async._engine.execution import Execution, Started, Wait
-from dbos_async._engine.intake import Call
+from dbos_async._engine.intake import Call, Order
 from dbos_async._engine.outcomes import text_of
-from dbos_async._engine.steps import StepDefinition, Steps, check_same, lost
+from dbos_async._engine.steps import StepDefinition, Steps, check_same, large_digest, lost
 from dbos_async._store import codec, notifier, sql, stored
 from dbos_async._store.arguments import digest as digest_of
 from dbos_async._store.enqueues import Holders, Rows, enqueue_children
+from dbos_async._store.payloads import is_reference
+from dbos_async._store.pieces import Body
 from dbos_async._store.portable_errors import encode_error
 from dbos_async._store.records import ChildWrite, Fence, Recorded, StepWrite
 
@@ -39,6 +41,7 @@ class Inner:
     def __init__(self, executor: "Executor", steps: Steps) -> None:
         self._executor = executor
         self._steps = steps
+        self._payloads = executor.session.payloads
 
     def start_child(
         self, branch: Branch, call: Call, queue_name: str | None = None
@@ -84,7 +87,7 @@ class Inner:
     ) -> Started:
         execution.begin(key)
         name = call.definition.name
-        digest = digest_of(call.args, call.kwargs)
+        digest = await self._digest(execution, call.args, call.kwargs)
         branch = current_branch() or Branch(execution)
         recorded = execution.history.get(key)
         if recorded is not None:
@@ -99,10 +102,17 @@ class Inner:
                 return self._replayed_child(
                     execution, branch, name, digest, recorded, is_queued=True
                 )
-        order = self._executor.intake.order_of(call, queue_name, parent=execution, key=key)
+        try:
+            order = await self._order(execution, key, call, queue_name)
+        except errors.PayloadStoreError as exc:
+            recorded = await self._refused(execution, step, exc)
+            return self._replayed_child(
+                execution, branch, name, digest, recorded, is_queued=queue_name is not None
+            )
         step.child_workflow_id = order.write.workflow_id
         try:
-            landing = await self._executor.create(call, order, ChildWrite(step, order.write))
+            carrier = ChildWrite(step, order.write)
+            landing = await self._executor.create(call, order, carrier, execution)
         except errors.WorkflowConflictError as exc:
             landing = await self._named_in_vain(execution, step, exc)
         if isinstance(landing, Recorded):
@@ -114,18 +124,39 @@ class Inner:
         branch.recorded(key, step.completed_at_ms)
         return landing
 
+    async def _order(
+        self, execution: Execution, key: str, call: Call, queue_name: str | None
+    ) -> Order:
+        """What the call comes to. Raises PayloadStoreError after a while."""
+        intake = self._executor.intake
+        if not self._payloads.is_on:
+            return intake.order_of(call, queue_name, parent=execution, key=key)
+        return await self._payloads.patiently(
+            lambda: intake.kept_order_of(call, queue_name, parent=execution, key=key),
+            self._payloads.patience,
+        )
+
+    async def _digest(
+        self, execution: Execution, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> int | None:
+        if self._payloads.is_large((args, kwargs)):
+            return await large_digest(execution, self._payloads, args, kwargs)
+        return digest_of(args, kwargs)
+
     async def _named_in_vain(
         self, execution: Execution, step: StepWrite, why: errors.WorkflowConflictError
     ) -> Recorded:
         """A step has landed that names another function's workflow: let it be that error."""
         step.child_workflow_id, step.error = None, encode_error(why)
         database = self._executor.session.database
-        amended = await self._executor.apart(
+        amended = await self._executor.recorded_apart(
+            execution,
+            step.key,
             database.patiently(
                 lambda: database.execute(
                     sql.REFUSE_CHILD, step.workflow_id, step.position, step.error, step.owner
                 )
-            )
+            ),
         )
         if not amended:
             lost(execution)
@@ -141,14 +172,9 @@ class Inner:
         """
         if "deduplication_id" in call.options:
             child_id = f"{execution.workflow_id}-{step.key}"
-            bulk = Bulk(
-                self._executor.intake,
-                [call],
-                queue_name,
-                parent=execution,
-                id_of=lambda _: child_id,
+            return await self._enqueue_together(
+                execution, step, [call], queue_name, lambda _: child_id
             )
-            return await self._enqueue_together(execution, step, [call], queue_name, bulk)
         flaw = await self._executor.session.catalog.flaw_in(queue_name, [call.options])
         return None if flaw is None else await self._refused(execution, step, flaw)
 
@@ -171,21 +197,17 @@ class Inner:
         queue_name: str,
     ) -> list[Started]:
         execution.begin(key)
-        digest = digest_of([(call.definition.name, call.args, call.kwargs) for call in calls], {})
+        arguments = [(call.definition.name, call.args, call.kwargs) for call in calls]
+        digest = await self._digest(execution, arguments, {})
         branch = current_branch() or Branch(execution)
         recorded = execution.history.get(key)
         if recorded is None:
             await execution.live(key)
             step = self._new_step(execution, key, position, ENQUEUE_MANY, digest)
             prefix = f"{execution.workflow_id}-{key}"
-            bulk = Bulk(
-                self._executor.intake,
-                calls,
-                queue_name,
-                parent=execution,
-                id_of=lambda place: f"{prefix}-{place + 1}",
+            recorded = await self._enqueue_together(
+                execution, step, calls, queue_name, lambda place: f"{prefix}-{place + 1}"
             )
-            recorded = await self._enqueue_together(execution, step, calls, queue_name, bulk)
         self._accept(execution, branch, ENQUEUE_MANY, digest, recorded)
         ids: list[str] = stored.read(recorded.output, recorded.serialization, IDS)
         return [Started(workflow_id, is_queued=True) for workflow_id in ids]
@@ -196,9 +218,17 @@ class Inner:
         step: StepWrite,
         calls: Sequence[Call],
         queue_name: str,
-        bulk: Bulk,
+        id_of: Callable[[int], str],
     ) -> Recorded:
         """Enqueue children and record the step that does it in one transaction, or the refusal."""
+        intake = self._executor.intake
+        try:
+            large = await self._payloads.patiently(
+                lambda: intake.keep_large(calls, id_of), self._payloads.patience
+            )
+        except errors.PayloadStoreError as exc:
+            return await self._refused(execution, step, exc)
+        bulk = Bulk(intake, calls, queue_name, parent=execution, id_of=id_of, large=large)
 
         def step_of(holders: Holders) -> StepWrite:
             ids = [holders.get(workflow_id, workflow_id) for workflow_id in bulk.ids]
@@ -215,7 +245,7 @@ class Inner:
         rows = Rows(bulk, bulk.attaching)
         work = enqueue_children(session.database, rows, len(calls), session.application, step_of)
         try:
-            landing = await self._executor.apart(work)
+            landing = await self._executor.recorded_apart(execution, step.key, work)
         except (errors.DeduplicatedError, errors.WorkflowConflictError) as exc:
             return await self._refused(execution, step, exc)
         if landing is Fence.LOST:
@@ -230,7 +260,8 @@ class Inner:
         """Record that an enqueue was refused: on replay the reason may be gone."""
         step.output = step.child_workflow_id = None
         step.error = encode_error(why)
-        landing = await self._executor.session.checkpointer.commit(step)
+        checkpointer = self._executor.session.checkpointer
+        landing = await execution.landed(step.key, step, checkpointer.commit(step))
         if landing is None:
             return recorded_of(step)
         if not isinstance(landing, Recorded):
@@ -304,11 +335,16 @@ class Inner:
         decode: Callable[[str], Any],
         timeout: float | None = None,
     ) -> StepDefinition:
-        async def get_result() -> str:
+        async def get_result() -> str | Body:
             async with execution.waiting(Wait(key=key, is_queued=started.is_queued)):
                 async with asyncio.timeout(timeout):
                     outcome = await self._executor.result_of(started)
-            return text_of(outcome, allow_pickle=self._executor.allow_pickle)
+            text = text_of(outcome, allow_pickle=self._executor.allow_pickle)
+            if not is_reference(text):
+                return text
+            return await self._payloads.patiently(
+                lambda: self._payloads.body(text, outcome.workflow_id)
+            )
 
         return StepDefinition(GET_RESULT, get_result, encode=str, decode=decode, is_internal=True)
 

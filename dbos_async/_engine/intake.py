@@ -3,7 +3,7 @@
 import itertools
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -23,6 +23,8 @@ from dbos_async._engine.registry import Address, WorkflowDefinition
 from dbos_async._engine.steps import check_size
 from dbos_async._store.arguments import encode_arguments
 from dbos_async._store.clock import Clock, milliseconds_of
+from dbos_async._store.payloads import Payloads
+from dbos_async._store.pieces import Body
 from dbos_async._store.records import WorkflowWrite
 
 UUID7_MARKS: Final = 7 << 76 | 2 << 62
@@ -55,10 +57,12 @@ class Intake:
         self,
         settings: Settings,
         clock: Clock,
+        payloads: Payloads,
         address_of: Callable[[WorkflowDefinition, object | None], Address],
     ) -> None:
         self._settings = settings
         self._clock = clock
+        self._payloads = payloads
         self._address_of = address_of
         self._claims = itertools.count(1)
         self.boot = uuid.uuid4().hex
@@ -98,11 +102,52 @@ class Intake:
             NotAuthorizedError: its caller has no role that the workflow requires.
         """
         write = self.row_of(call, queue_name, parent)
-        write.workflow_id = call.options.get("workflow_id") or (
-            self.new_id() if parent is None else f"{parent.workflow_id}-{key}"
-        )
+        write.workflow_id = self._id_of(call, parent, key)
         write.inputs, args, kwargs = self.inputs_of(call)
         return Order(write, args, kwargs)
+
+    async def kept_order_of(
+        self,
+        call: Call,
+        queue_name: str | None = None,
+        *,
+        parent: Execution | None = None,
+        key: str = "",
+    ) -> Order:
+        """The same with large arguments in the payload store, if there is one.
+
+        Raises:
+            PayloadStoreError: the store did not take them.
+            Exception: as `order_of` does.
+        """
+        if not self._payloads.is_on:
+            return self.order_of(call, queue_name, parent=parent, key=key)
+        write = self.row_of(call, queue_name, parent)
+        write.workflow_id = self._id_of(call, parent, key)
+        write.inputs, args, kwargs = await self._kept_inputs_of(call, write.workflow_id)
+        return Order(write, args, kwargs)
+
+    async def keep_large(
+        self, calls: Sequence[Call], id_of: Callable[[int], str]
+    ) -> dict[int, tuple[str, str]]:
+        """The ids and stored inputs of those of many calls that are large, by their places.
+
+        Raises as `kept_order_of` does.
+        """
+        large: dict[int, tuple[str, str]] = {}
+        if not self._payloads.is_on:
+            return large
+        for place, call in enumerate(calls):
+            if self._payloads.may_be_long((call.args, call.kwargs)):
+                workflow_id = call.options.get("workflow_id") or id_of(place)
+                inputs, _, _ = await self._kept_inputs_of(call, workflow_id)
+                large[place] = workflow_id, inputs
+        return large
+
+    def _id_of(self, call: Call, parent: Execution | None, key: str) -> str:
+        return call.options.get("workflow_id") or (
+            self.new_id() if parent is None else f"{parent.workflow_id}-{key}"
+        )
 
     def row_of(
         self, call: Call, queue_name: str | None, parent: Execution | None = None
@@ -151,7 +196,29 @@ class Intake:
 
     def inputs_of(self, call: Call) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         """A call's arguments as they are stored, and read back. Raises as `order_of` does."""
-        name = call.definition.name
+        inputs = self._encoded(call)
+        what = f"the input of workflow {call.definition.name!r}"
+        check_size(inputs[0], self._settings.max_payload_bytes, what)
+        return inputs
+
+    async def _kept_inputs_of(
+        self, call: Call, workflow_id: str
+    ) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        text: str | Body
+        if self._payloads.is_large((call.args, call.kwargs)):
+            arguments = call.definition.arguments
+            if arguments is not None:
+                arguments.bind(call.args, call.kwargs)
+            try:
+                packed = await self._payloads.pack_arguments(arguments, call.args, call.kwargs)
+            except errors.SerializationError as exc:
+                raise not_started(call, exc) from exc
+            text, (args, kwargs) = packed.text, packed.value
+        else:
+            text, args, kwargs = self._encoded(call)
+        return await self._payloads.kept(workflow_id, "input", text), args, kwargs
+
+    def _encoded(self, call: Call) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         arguments = call.definition.arguments
         try:
             if arguments is None:
@@ -162,8 +229,7 @@ class Intake:
                 text = arguments.encode(call.args, call.kwargs)
                 args, kwargs = arguments.read_back(call.args, call.kwargs, text)
         except errors.SerializationError as exc:
-            raise errors.SerializationError(f"workflow {name!r} cannot be started: {exc}") from exc
-        check_size(text, self._settings.max_payload_bytes, f"the input of workflow {name!r}")
+            raise not_started(call, exc) from exc
         return text, args, kwargs
 
     def _due(self, options: WorkflowOptions) -> int | None:
@@ -187,3 +253,9 @@ class Intake:
         if timeout is None or is_queued:
             return None
         return self._clock.now_ms() + int(seconds_of(timeout) * 1000)
+
+
+def not_started(call: Call, why: Exception) -> errors.SerializationError:
+    """What a caller is told whose arguments cannot be stored."""
+    name = call.definition.name
+    return errors.SerializationError(f"workflow {name!r} cannot be started: {why}")

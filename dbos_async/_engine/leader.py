@@ -17,14 +17,14 @@ dead then for a while.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
 from dbos_async._engine.executor import Executor
 from dbos_async._engine.session import LOOK_INTERVAL, Session
 from dbos_async._service import running
-from dbos_async._store import executors, notifier, queues
+from dbos_async._store import compensations, executors, notifier, queues
 from dbos_async._store.lease import Lease
 from dbos_async._store.records import Look
 
@@ -39,7 +39,8 @@ HELD_MS: Final = 50
 REPEAT: Final = 10
 """Looks after which a death is told of again, if work of the dead is still left."""
 TIDY: Final = 60
-"""Looks after which the rows of dead executors are removed."""
+"""Looks after which the rows of dead executors are removed, and those cancelled workflows are
+compensated that the trigger has missed."""
 
 
 class Leader:
@@ -58,6 +59,9 @@ class Leader:
         self._suspects: dict[str, float] = {}  # when each was first found dead
         self._told: set[str] = set()
         self._looks = 0
+        self.on_leading: list[Callable[[], None]] = []
+        """Called when this process begins to lead, or no longer does."""
+        self._compensated = ""  # the last workflow that was looked at for what it has open
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Leader"]:
@@ -65,6 +69,11 @@ class Leader:
         self._lease.on_leading = self._leading
         async with running(leader=self._run()):
             yield self
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process does the leader's work."""
+        return self._lease.leads and not self._executor.is_draining
 
     def delayed(self, queue_names: list[str]) -> None:
         """These queues have something that comes due soon, it is said."""
@@ -81,10 +90,12 @@ class Leader:
     def _leading(self) -> None:
         self._suspects = {}
         self._changed.set()
+        for hear in self.on_leading:
+            hear()
 
     async def _run(self) -> None:
         while True:
-            if self._lease.leads and not self._executor.is_draining:
+            if self.leads:
                 await self._nap_for(await self._work())
             else:
                 self._changed.clear()
@@ -96,6 +107,7 @@ class Leader:
         self._looks += 1
         if self._looks % TIDY == 0:
             await self._database.persistently(lambda: executors.forget_dead(self._database))
+            await self._database.persistently(self._compensate)
         look = await self._database.persistently(self._look)
         pause = self._see_to_the_dead(look)
         if look.has_late:
@@ -128,6 +140,12 @@ class Leader:
 
     async def _release(self) -> list[str]:
         return await queues.release_delayed(self._database, self._executor.clock.skew_ms)
+
+    async def _compensate(self) -> None:
+        """Start what a cancellation should have started; see `dbos_async_compensate`."""
+        self._compensated = await compensations.start_missing(
+            self._database, self._compensated, self._application
+        )
 
     async def _cancel_late(self) -> None:
         late = await executors.fetch_late(

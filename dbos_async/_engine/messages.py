@@ -17,8 +17,9 @@ from typing import Any, Final
 from msgspec import Struct
 
 from dbos_async import errors
-from dbos_async._engine.context import calling_branch
+from dbos_async._engine.context import asking_branch, calling_branch
 from dbos_async._engine.deeds import Deed, expected, with_deadline
+from dbos_async._engine.outbox import connection_for, refuse_connection
 from dbos_async._engine.session import Session
 from dbos_async._engine.steps import check_size
 from dbos_async._limits import checked_id, checked_word
@@ -68,12 +69,15 @@ def checked_topic(topic: str | None) -> str:
     return NO_TOPIC if topic is None else checked_word(topic, "the topic")
 
 
-def send(session: Session, sent: Sequence[Message], name: str) -> Coroutine[Any, Any, None]:
+def send(
+    session: Session, sent: Sequence[Message], name: str, connection: object = None
+) -> Coroutine[Any, Any, None]:
     """Send messages, all or none; within a workflow, as a step numbered now."""
     check_keys(sent)
-    branch = calling_branch()
+    branch = asking_branch()
     if branch is None or branch.step is not None:
-        return _send(session, sent)
+        return _send(session, sent, connection_for(session, connection, "send"))
+    refuse_connection([connection])
     arguments = [
         (each.workflow_id, each.message, each.topic, each.idempotency_key) for each in sent
     ]
@@ -99,12 +103,16 @@ def check_keys(sent: Sequence[Message]) -> None:
         )
 
 
-async def _send(session: Session, sent: Sequence[Message]) -> None:
+async def _send(session: Session, sent: Sequence[Message], connection: object) -> None:
     session.check_loop()
     rows = rows_of(session, sent, "")
-    if rows:
+    if not rows:
+        return
+    if connection is not None:  # once it commits, a trigger tells everybody
+        await messages.send_on(connection, rows)
+    else:
         await messages.send(session.database, rows)
-    _tell(session, rows)
+        _tell(session, rows)
 
 
 async def _send_as_step(session: Session, deed: Deed, sent: Sequence[Message]) -> None:
@@ -165,7 +173,7 @@ def recv(topic: str, seconds: float, kind: Any) -> Coroutine[Any, Any, Any]:
     Raises:
         ConfigurationError: no workflow calls, or a step does.
     """
-    branch = calling_branch()
+    branch = calling_branch("recv")
     if branch is None or branch.step is not None:
         where = "no workflow calls it" if branch is None else "a step calls it"
         raise errors.ConfigurationError(

@@ -76,7 +76,7 @@ def _has_passed(branch: Branch, marker: str) -> bool:
 
 
 def _branch_of(verb: str, name: str) -> Branch:
-    branch = calling_branch()
+    branch = calling_branch(f"{verb}({name!r})")
     if branch is not None and branch.step is None:
         return branch
     where = "a step calls it" if branch is not None else "no workflow calls it"

@@ -214,7 +214,7 @@ class Reader:
 
     async def next_batch(self) -> Batch:
         """The values that come next, at least one unless it is the last; in a workflow recorded."""
-        branch = calling_branch()
+        branch = calling_branch("read_stream")
         if branch is None or branch.step is not None:
             batch = await self._find()
         else:

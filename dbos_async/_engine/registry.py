@@ -1,7 +1,7 @@
 """What an app can run: its workflows, the instances some of them belong to, its queues."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from msgspec import Struct
 
@@ -10,6 +10,11 @@ from dbos_async._engine.version import version_of
 from dbos_async._limits import Limiter, Limits, checked_id
 from dbos_async._store import codec
 from dbos_async._store.arguments import Arguments
+from dbos_async._store.datasources import Datasource
+from dbos_async._store.schedules import ScheduleWrite
+
+if TYPE_CHECKING:
+    from dbos_async._engine.functions import Step
 
 
 class Address(NamedTuple):
@@ -77,6 +82,13 @@ class QueueDefinition(Struct, frozen=True):
     """Whether its workflows are parked though its limits count what runs."""
 
 
+class ScheduleDefinition(Struct, frozen=True):
+    """A schedule as this app declares it, and what it runs."""
+
+    write: ScheduleWrite
+    workflow: WorkflowDefinition
+
+
 class Runnable(NamedTuple):
     """A workflow definition and the instance it runs on, if it is a method."""
 
@@ -89,8 +101,14 @@ class Registry:
 
     def __init__(self) -> None:
         self.workflows: dict[str, WorkflowDefinition] = {}
+        self.own: dict[str, WorkflowDefinition] = {}
+        """The library's own workflows, which are no part of the version."""
+        self.steps: dict[str, list[Step[..., Any]]] = {}
+        """Those that were declared. A name may be held twice as long as nobody asks for it."""
         self.queues: dict[str, QueueDefinition] = {}
+        self.schedules: dict[str, ScheduleDefinition] = {}
         self.limiters: dict[str, Limiter] = {}
+        self.datasources: dict[Datasource[Any], None] = {}
         self.instances: dict[tuple[str, str], object] = {}
         self.listened: frozenset[str] | None = None
         """The queues that this process works on; None: all."""
@@ -111,6 +129,22 @@ class Registry:
             raise errors.ConfigurationError(f"the workflow {definition.name!r} is registered twice")
         self.workflows[definition.name] = definition
 
+    def add_own(self, definition: WorkflowDefinition) -> None:
+        """Register a workflow of the library's.
+
+        Raises:
+            ConfigurationError: the user has given its name to another.
+        """
+        if definition.name in self.workflows:
+            raise errors.ConfigurationError(
+                f"{definition.name!r} names a workflow of the library: give yours another name"
+            )
+        self.own[definition.name] = definition
+
+    def add_step(self, step: "Step[..., Any]") -> None:
+        """Note a step under its name."""
+        self.steps.setdefault(step.definition.name, []).append(step)
+
     def add_queue(self, queue: QueueDefinition) -> None:
         """Register a queue.
 
@@ -123,6 +157,19 @@ class Registry:
                 f"to it by name, as in dbos.enqueue({queue.name!r}, …)"
             )
         self.queues[queue.name] = queue
+
+    def add_schedule(self, schedule: ScheduleDefinition) -> None:
+        """Register a schedule.
+
+        Raises:
+            ConfigurationError: the app has declared it already.
+        """
+        name = schedule.write.name
+        if name in self.schedules:
+            raise errors.ConfigurationError(
+                f"the schedule {name!r} is declared twice: give one of them another name=…"
+            )
+        self.schedules[name] = schedule
 
     def add_limiter(self, limiter: Limiter) -> None:
         """Note a limiter that a step was given.
@@ -149,10 +196,16 @@ class Registry:
         """Take over everything that `other` has. Raises ConfigurationError on a name held twice."""
         for definition in other.workflows.values():
             self.add_workflow(definition)
+        for steps in other.steps.values():
+            for step in steps:
+                self.add_step(step)
         for queue in other.queues.values():
             self.add_queue(queue)
+        for schedule in other.schedules.values():
+            self.add_schedule(schedule)
         for limiter in other.limiters.values():
             self.add_limiter(limiter)
+        self.datasources |= other.datasources
         for (_, name), instance in other.instances.items():
             self.add_instance(instance, name)
         if other.listened is not None:
@@ -164,23 +217,70 @@ class Registry:
         Raises:
             ConfigurationError: it is a method of an instance that nobody registered.
         """
+        return self._address(definition.name, instance, "a workflow")
+
+    def _address(self, name: str, instance: object | None, what: str) -> Address:
         if instance is None:
-            return Address(definition.name, "", "")
-        for (class_name, name), known in self.instances.items():
+            return Address(name, "", "")
+        for (class_name, instance_name), known in self.instances.items():
             if known is instance:
-                return Address(definition.name, class_name, name)
+                return Address(name, class_name, instance_name)
         raise errors.ConfigurationError(
-            f"{definition.name} is a workflow of an instance of {type(instance).__qualname__} that "
-            "is not registered: dbos.register(instance, name=…) before the launch, so that it can "
-            "be recovered on the right one"
+            f"{name} is {what} of an instance of {type(instance).__qualname__} that is not "
+            "registered: dbos.register(instance, name=…) before the launch, so that it can be "
+            "recovered on the right one"
         )
+
+    def address_of_step(self, step: "Step[..., Any]", instance: object | None) -> Address:
+        """How other processes find a step.
+
+        Raises:
+            ConfigurationError: they cannot; the message says what to do.
+        """
+        name = step.definition.name
+        functions = self._functions(name)
+        if step.definition.function not in functions:
+            raise errors.ConfigurationError(
+                f"the step {name!r} was made ad hoc, so another process would not find it to "
+                "compensate: declare it with @dbos.step at import time, before the launch"
+            )
+        self._check_one(name, functions)
+        return self._address(name, instance, "a step")
+
+    def step_at(self, address: Address) -> "Step[..., Any]":
+        """The step that has this address; a method is bound to its instance.
+
+        Raises:
+            ConfigurationError: there is none here, or several.
+        """
+        self._check_one(address.name, self._functions(address.name))
+        found = self.steps.get(address.name)
+        instance = self.instances.get((address.class_name, address.config_name))
+        if not found or (address.class_name and instance is None):
+            where = f" on an instance named {address.config_name!r}" if address.class_name else ""
+            raise errors.ConfigurationError(
+                f"this app has no step named {address.name!r}{where}: declare it as it was when "
+                "the workflow ran, then rewind this one"
+            )
+        return found[-1] if instance is None else found[-1].__get__(instance, type(instance))
+
+    def _functions(self, name: str) -> list[Callable[..., Any]]:
+        found = [step.definition.function for step in self.steps.get(name, ())]
+        return list(dict.fromkeys(found))
+
+    def _check_one(self, name: str, functions: list[Callable[..., Any]]) -> None:
+        if len(functions) > 1:
+            raise errors.ConfigurationError(
+                f"there are several steps named {name!r} ({', '.join(map(place_of, functions))}), "
+                "so it is not known which one compensates: give one of them name=…"
+            )
 
     def addresses(self) -> dict[Address, Runnable]:
         """Everything that can be run here, by how rows name it."""
         return dict(self._addressed())
 
     def _addressed(self) -> Iterator[tuple[Address, Runnable]]:
-        for definition in self.workflows.values():
+        for definition in (*self.own.values(), *self.workflows.values()):
             if definition.owner is None:
                 yield Address(definition.name, "", ""), Runnable(definition, None)
                 continue

@@ -13,30 +13,33 @@ run, as it does in every replay.
 
 import asyncio
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, Literal
 
 import anyio
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from dbos_async import errors
 from dbos_async._config import Settings
 from dbos_async._engine.callers import admitted, stored_caller
 from dbos_async._engine.context import Branch, TaskTree
-from dbos_async._engine.execution import Execution, Limit, Stop
+from dbos_async._engine.execution import Execution, Limit, Stop, Wait
 from dbos_async._engine.executor import Executor
 from dbos_async._engine.limits import Turnstiles
 from dbos_async._engine.pulse import Pulse
 from dbos_async._engine.registry import Address, Registry, Runnable, WorkflowDefinition
-from dbos_async._engine.replay import TIMEOUT
+from dbos_async._engine.replay import SLEPT, TIMEOUT
 from dbos_async._engine.session import Session
 from dbos_async._engine.steps import Steps
+from dbos_async._engine.transactions import Transactions
 from dbos_async._store import codec, listing, stored, workflows
 from dbos_async._store.arguments import digest
 from dbos_async._store.clock import Clock
 from dbos_async._store.database import Database
 from dbos_async._store.listing import Filter
+from dbos_async._store.payloads import Payloads, is_reference
 from dbos_async._store.portable_errors import encode_error, message_of
 from dbos_async._store.records import CompletionWrite, Recorded, Replayable, Status
 
@@ -112,7 +115,7 @@ class Rehearsal(Execution):
         self.under_way: dict[str, str] = {}
         """Steps that are not recorded: their keys and names."""
         self.divergence: errors.DivergenceError | None = None
-        self._name = ""
+        self._names: dict[str, str] = {}
 
     @property
     def moves(self) -> tuple[int, int]:
@@ -133,14 +136,21 @@ class Rehearsal(Execution):
         name, _ = (self._called or {}).get(key, ("a step", None))
         super().begin(key)
         self.begun.add(key)
-        self._name = name
+        self._names[key] = name
 
-    async def live(self, key: str) -> None:
+    async def live(self, key: str, *, is_registration: bool = False) -> None:
         """The step that has just begun is not recorded: let it be under way."""
-        name = self._name
         await self.stop_if_frozen(key)
-        self.under_way[key] = name
+        self.under_way[key] = self._names.get(key, "a step")
         await asyncio.get_running_loop().create_future()
+
+    @asynccontextmanager
+    async def waiting(self, wait: Wait) -> AsyncIterator[None]:
+        """A sleep is over at once, but not before whoever cancels it in it has come as far."""
+        if self.replay is not None:
+            await self.replay.quiet(SLEPT)
+        async with super().waiting(wait):
+            yield
 
     def pass_by(self, keys: Iterable[str]) -> None:
         """Take them for called."""
@@ -174,24 +184,45 @@ class Stage:
     """What bodies run on: an executor that is connected to nothing."""
 
     def __init__(
-        self, settings: Settings, registry: Registry, tree: TaskTree, *, timeout: float
+        self,
+        settings: Settings,
+        registry: Registry,
+        tree: TaskTree,
+        payloads: Payloads,
+        *,
+        timeout: float,
     ) -> None:
+        if payloads.is_on:  # what went there had no limit
+            settings = structs.replace(settings, max_payload_bytes=sys.maxsize)
         session = Session(settings, registry.address_of, application=settings.name)
         session.clock = Hurried()
+        session.payloads.open_to_read(payloads)
         threads = anyio.CapacityLimiter(settings.max_threads)
         steps = Steps(
             session.checkpointer,
             session.clock,
             threads,
             Turnstiles(session.database, session.clock, session.notifier, ""),
+            session.payloads,
+            Transactions(session),
             max_payload_bytes=settings.max_payload_bytes,
             allow_pickle=settings.allow_pickle,
         )
         self._addresses = registry.addresses()
-        self._executor = Executor(settings, session, steps, threads, tree, self._addresses, Pulse())
+        self._executor = Executor(
+            settings,
+            session,
+            steps,
+            threads,
+            tree,
+            self._addresses,
+            Pulse(),
+            registry=registry,
+        )
         self._tree = tree
         self._timeout = timeout
         self._allow_pickle = settings.allow_pickle
+        self._payloads = session.payloads
 
     async def report(self, row: Replayable, history: Mapping[str, Recorded]) -> ReplayReport:
         """What becomes of this workflow."""
@@ -213,6 +244,10 @@ class Stage:
             return Finding(
                 "unknown_workflow", f"this app has no workflow named {row.name!r}{instance}"
             )
+        try:
+            row = await self._inlined(row)
+        except errors.PayloadStoreError as exc:
+            return Finding("stuck", str(exc))
         try:
             args, kwargs = self._arguments_of(row, runnable)
         except (errors.SerializationError, TypeError) as exc:
@@ -246,6 +281,15 @@ class Stage:
             return Finding("ok")
         return Finding(verdict, str(why))
 
+    async def _inlined(self, row: Replayable) -> Replayable:
+        """The row with what is in the payload store. Raises PayloadStoreError."""
+        texts = {
+            name: await self._payloads.text(text or "", row.workflow_id)
+            for name, text in (("inputs", row.inputs), ("output", row.output))
+            if is_reference(text, row.serialization)
+        }
+        return structs.replace(row, **texts) if texts else row
+
     def _arguments_of(
         self, row: Replayable, runnable: Runnable
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -254,6 +298,8 @@ class Stage:
         args, kwargs = stored.read_arguments(
             row.inputs, row.serialization, arguments, allow_pickle=self._allow_pickle
         )
+        if row.is_scheduled:
+            args, kwargs = arguments.as_tick(args, kwargs)
         arguments.bind(args, kwargs)
         return args, kwargs
 
@@ -277,6 +323,8 @@ class Stage:
         """Compare what happened with what is recorded."""
         if execution.divergence is not None:
             return Finding("diverged", str(execution.divergence))
+        if execution.broken is not None:
+            return Finding("stuck", str(execution.broken))
         left_out = [step for key, step in execution.history.items() if key not in execution.begun]
         if completion is None and not execution.under_way:
             return Finding("stuck", f"within {self._timeout} s no step came, and no end")
@@ -367,6 +415,8 @@ async def at_rest(execution: Rehearsal) -> None:
                 return
             await asyncio.sleep(0)
         await asyncio.sleep(GRACE)
+        if execution.fetching:
+            continue
         is_done = execution.task is not None and execution.task.done()
         if moves == execution.moves and (is_done or execution.under_way):
             return

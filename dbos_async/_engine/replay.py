@@ -9,29 +9,40 @@ step was called and no task ended, for some turns of the loop:
     turns    what then happens
     10       a recorded `wait` returns: its losers, too, have come as far as they had
     20       a recorded timeout expires where it had expired, the innermost first
+    25       a sleep is over, where none takes its time (see `rehearsal`)
     30       a timeout that is not recorded goes by the clock
     40       steps that are not recorded begin
 
-Each of these moves something, and the count begins anew. Only recorded histories with a race in
-them are counted. A body that awaits something plain, such as `asyncio.sleep`, does not move: then a
-step that lost may be called again, as it may be when its process dies.
+Each of these moves something, and the count begins anew. What is recorded and must be fetched from
+elsewhere moves until it is there. A body that awaits something plain, such as `asyncio.sleep`, does
+not move: then a step that lost may be called again, as it may be when its process dies. Only
+recorded histories with a race in them are counted, and those with a saga in them and a branch.
+
+Of the latter the steps are also answered in the order in which they had landed; or, when nothing
+has moved for 10 turns, the first of those that are called. Else the failure of one task could
+cancel another before that is in its saga again, and what it has to undo would be forgotten.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
+
+from dbos_async._store.records import Recorded
 
 if TYPE_CHECKING:
     from dbos_async._engine.execution import Execution
 
 WAIT: Final = "DBOS.asyncio_wait"
 TIMEOUT: Final = "DBOS.timeout"
+REGISTER: Final = "DBOS.saga.compensate"
 RACES: Final = frozenset({WAIT, TIMEOUT})
 """Steps that make a history one with races."""
 
 DECIDED: Final = 10
 EXPIRED: Final = 20
+SLEPT: Final = 25
 DUE: Final = 30
 NEW: Final = 40
 
@@ -57,11 +68,16 @@ class Expiry(Protocol):
 class Replay:
     """How far a run has come in what is recorded of it."""
 
-    def __init__(self, execution: "Execution", keys: Iterable[str]) -> None:
+    def __init__(
+        self, execution: "Execution", keys: Iterable[str], order: Iterable[str] = ()
+    ) -> None:
         self.left = set(keys)
         """The recorded steps that have not been called again."""
         self.is_over = False
         """Whether new steps have begun."""
+        self._to_land = deque(order)  # the first of them is in `left`, and none before it
+        self._places = {key: place for place, key in enumerate(self._to_land)}
+        self._line: dict[str, asyncio.Future[None]] = {}  # steps that wait for their turn
         self._execution = execution
         self._expiries: list[Expiry] = []
         self._waiting: list[tuple[int, Callable[[], None]]] = []
@@ -77,6 +93,11 @@ class Replay:
         if not self.is_over or self._expiries:
             self._count()
 
+    def moved(self) -> None:
+        """A recorded value that took its time has come: count anew."""
+        self._quiet = 0
+        self._count()
+
     def when(self, turns: int, callback: Callable[[], None]) -> None:
         """Call back after so many turns in which nothing moved."""
         self._waiting.append((turns, callback))
@@ -87,6 +108,36 @@ class Replay:
         quiet: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.when(turns, partial(wake, quiet))
         await quiet
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether steps are answered in the order in which they had landed."""
+        return bool(self._places)
+
+    async def turn(self, key: str) -> None:
+        """Return when it is the turn of this step to be answered, if they have an order."""
+        if key not in self._places or not (self._line or self._has_earlier(key)):
+            return
+        self._line[key] = asyncio.get_running_loop().create_future()
+        self._count()
+        try:
+            await self._line[key]
+        finally:
+            self._line.pop(key, None)
+
+    def _has_earlier(self, key: str) -> bool:
+        """Whether a step that landed before this one has not been called again."""
+        while self._to_land and self._to_land[0] not in self.left:
+            self._to_land.popleft()
+        return bool(self._to_land) and self._places[self._to_land[0]] < self._places[key]
+
+    def _answer_next(self) -> None:
+        """Of the steps that wait for their turn, answer the first, if it has come."""
+        waiting = [key for key, turn in self._line.items() if not turn.done()]
+        key = min(waiting, key=self._places.__getitem__, default=None)
+        if key is not None and (self._quiet >= DECIDED or not self._has_earlier(key)):
+            self._quiet = 0
+            wake(self._line[key])
 
     def expect(self, expiry: Expiry) -> None:
         """Let a limit expire as soon as its block has come to where it did."""
@@ -105,17 +156,21 @@ class Replay:
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
+        if self._execution.fetching:  # whose end counts anew
+            self._is_counting = False
+            return
         moves = self._begun, len(self._execution.tasks)
         self._quiet = self._quiet + 1 if moves == self._moves else 0
         self._moves = moves
         if self._quiet == EXPIRED:
             self._expire()
+        self._answer_next()
         called = [entry for entry in self._waiting if entry[0] <= self._quiet]
         self._waiting = [entry for entry in self._waiting if entry[0] > self._quiet]
         for _, callback in called:
             callback()
         self.is_over = self.is_over or self._quiet >= NEW
-        if self._quiet < NEW and not self._execution.done.done():
+        if (self._quiet < NEW or self._line) and not self._execution.done.done():
             asyncio.get_running_loop().call_soon(self._turn)
         else:
             self._is_counting = False
@@ -127,6 +182,17 @@ class Replay:
         for expiry in reached:
             if expiry.depth == deepest:
                 expiry.expire()
+
+
+def replay_of(execution: "Execution", history: Mapping[str, Recorded]) -> Replay | None:
+    """What a run that has this history has to observe; None: nothing."""
+    names = {step.name for step in history.values()}
+    if REGISTER in names and any("." in key for key in history):
+        landed = sorted(
+            history.values(), key=lambda step: (step.completed_at_ms or 0, step.position)
+        )
+        return Replay(execution, history, [step.key for step in landed])
+    return None if names.isdisjoint(RACES) else Replay(execution, history)
 
 
 def wake(quiet: "asyncio.Future[None]") -> None:

@@ -13,6 +13,7 @@ from dbos_async._engine.catalog import Catalog
 from dbos_async._engine.execution import Started
 from dbos_async._engine.executor import Executor
 from dbos_async._engine.intake import Call, Intake
+from dbos_async._engine.outbox import connection_for
 from dbos_async._engine.outcomes import find_ended
 from dbos_async._engine.readers import Readers
 from dbos_async._engine.registry import Address, WorkflowDefinition
@@ -34,6 +35,7 @@ from dbos_async._store.database import Database, explained, translated
 from dbos_async._store.events import Event, Watcher, find_events
 from dbos_async._store.messages import Receiver, find_unread
 from dbos_async._store.notifier import Notifier
+from dbos_async._store.payloads import Payloads
 from dbos_async._store.records import ALIVE, Outcome, QueueRow, Standing, Status
 
 LOOK_INTERVAL: Final = 1.0
@@ -55,6 +57,7 @@ class Session:
         self.application = application
         self.clock = Clock()
         self.database = Database(settings, pool_size=settings.max_connections - OWN_CONNECTIONS)
+        self.payloads = Payloads(self.database, settings.payload_store, settings.payload_threshold)
         self.checkpointer = Checkpointer(self.database, application=application)
         self.outcomes: Wakers[str, Outcome] = Wakers(
             self.database, partial(find_ended, self.database), str, "outcomes"
@@ -73,9 +76,11 @@ class Session:
             on_news=self._news,
             on_recheck=self._recheck,
         )
-        self.intake = Intake(settings, self.clock, address_of)
+        self.intake = Intake(settings, self.clock, self.payloads, address_of)
         self.catalog = Catalog(self._every_queue, accepts_any=application is None)
         self.executor: Executor | None = None
+        self.homes: set[object] = set()
+        """Datasources whose database is this one."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self.on_drop: Callable[[], None] = lambda: None
         """Called when everything is dropped. For tests."""
@@ -85,6 +90,7 @@ class Session:
             notifier.CONFIGURED: [lambda _: self.catalog.forget()],
             notifier.DELAYED: [],
             notifier.PERMITS: [],
+            notifier.SCHEDULES: [],
             notifier.DEAD: [],
             notifier.STREAMED: [self.readers.news],
             notifier.MESSAGES: [self.messages.news],
@@ -109,6 +115,7 @@ class Session:
             ConfigurationError: the database cannot be used; the message says what to change.
             DatabaseLostError: the server cannot be reached.
         """
+        self.payloads.open()
         async with AsyncExitStack() as stack:
             await self._prepare_schema(migrate=migrate)
             await stack.enter_async_context(self.database.open())
@@ -138,6 +145,7 @@ class Session:
     @asynccontextmanager
     async def open_to_read(self) -> AsyncIterator["Session"]:
         """Only lend connections for the length of the block. Raises as `open` does."""
+        self.payloads.open()
         await self._prepare_schema(migrate=None)
         async with self.database.open():
             yield self
@@ -150,8 +158,9 @@ class Session:
             ValueError: the call's options do not fit the queue, or each other.
             Exception: as `Executor.start` does.
         """
-        if call.options.get("connection") is not None:
-            [started] = await self.enqueue_many([call], queue_name)
+        connection = connection_for(self, call.options.get("connection"), "enqueue")
+        if connection is not None:
+            [started] = await self.enqueue_many([call], queue_name, connection)
             return started
         flaw = await self.catalog.flaw_in(queue_name, [call.options])
         if flaw is not None:
@@ -173,11 +182,12 @@ class Session:
 
         Raises as `enqueue` does.
         """
-        connection = one_connection(calls, connection)
+        connection = connection_for(self, one_connection(calls, connection), "enqueue_many")
         flaw = await self.catalog.flaw_in(queue_name, [call.options for call in calls])
         if flaw is not None:
             raise flaw
-        bulk = Bulk(self.intake, calls, queue_name)
+        large = await self.intake.keep_large(calls, lambda _: self.intake.new_id())
+        bulk = Bulk(self.intake, calls, queue_name, large=large)
         rows = enqueues.Rows(bulk, bulk.attaching)
         if connection is not None:  # once it commits, a trigger tells everybody
             holders = await enqueues.enqueue_on(connection, rows, self.application)
@@ -190,10 +200,12 @@ class Session:
     async def _enqueue(self, call: Call, queue_name: str) -> Started:
         if self.executor is not None:
             return await self.executor.enqueue(call, queue_name)
-        write = self.intake.order_of(call, queue_name).write
+        write = (await self.intake.kept_order_of(call, queue_name)).write
         if await self.checkpointer.commit(write) is None:
             self.tell(notifier.QUEUED, queue_name)
             self.tell_due(queue_name, write.delay_until_ms)
+        else:
+            await self.payloads.discard(write.inputs, write.workflow_id)
         return Started(write.workflow_id)
 
     async def queues(self, name: str | None = None) -> list[QueueRow]:
@@ -276,7 +288,9 @@ class Session:
         """Delete workflows that are in one of these states; the ids of all that were deleted."""
         deleted = await management.delete(self.database, workflow_ids, statuses, children=children)
         self._tell_taken(deleted)
-        return [workflow.workflow_id for workflow in deleted]
+        ids = [workflow.workflow_id for workflow in deleted]
+        await self.payloads.forget(ids)
+        return ids
 
     async def check_queue(self, queue_name: str) -> None:
         """Refuse a queue that does not exist.

@@ -39,6 +39,8 @@ GENERATED: Final[type[Any]] = getattr(contextlib, "_GeneratorContextManagerBase"
 STACKS: Final[type[Any]] = getattr(contextlib, "_BaseExitStack")  # noqa: B009
 TIMEOUT: Final = inspect.unwrap(timeouts.timeout).__code__
 """`dbos.timeout` is recorded, and the parker knows when it expires."""
+SAGAS: Final = f"{__package__}.sagas"
+"""A saga ends by nothing of its own."""
 TIMED: Final = ("dbos_async.", "async_timeout")
 """Modules whose context managers may end a wait."""
 
@@ -125,6 +127,8 @@ def managers_on(stack: list[Any]) -> Iterator[Any]:
 
 def may_end(manager: Any) -> bool:
     """Whether a context manager may cancel what it surrounds."""
+    if type(manager).__module__ == SAGAS:
+        return False
     if isinstance(manager, GENERATED):
         generator: Any = getattr(manager, "gen")  # noqa: B009
         code = generator.ag_code if inspect.isasyncgen(generator) else generator.gi_code

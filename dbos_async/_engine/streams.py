@@ -84,7 +84,9 @@ class Streams:
                 if key not in self._streams:
                     self._streams[key] = await self._learned(key)
                 durable = self._add(key, text, position, step)
-        return None if durable is None else await durable
+        if durable is None or step is None:
+            return None if durable is None else await durable
+        return await self._execution.landed(step.key, step, durable)
 
     def _add(
         self, key: str, text: str, position: int, step: StepWrite | None

@@ -25,7 +25,7 @@ from typing import Any, Final, Protocol
 
 from msgspec import Struct
 
-from dbos_async._engine.context import Branch, calling_branch
+from dbos_async._engine.context import Branch, asking_branch
 from dbos_async._engine.execution import Execution
 from dbos_async._engine.replay import DUE, TIMEOUT
 from dbos_async._engine.steps import StepDefinition, check_same, lost
@@ -62,7 +62,7 @@ DECODE: Final = codec.decoder(Where | None)
 @asynccontextmanager
 async def timeout(seconds: float) -> AsyncIterator[Timeout]:
     """Cancel the block once so much time has passed, and raise TimeoutError at its end."""
-    branch = calling_branch()
+    branch = asking_branch()
     if branch is None or branch.step is not None:
         async with asyncio.timeout(seconds) as plain:
             yield plain
