@@ -23,14 +23,18 @@ from dbos_async._engine.messages import Message
 from dbos_async._engine.options import StepOptions, WorkflowOptions
 from dbos_async._engine.rehearsal import ReplayReport
 from dbos_async._engine.retry import Retry
+from dbos_async._engine.sagas import Saga
 from dbos_async._handle import StepInfo, WorkflowHandle, WorkflowInput, WorkflowStatus
 from dbos_async._limits import Limiter, RateLimit
 from dbos_async._listing import WorkflowCount, WorkflowFilter
 from dbos_async._queue import Queue
-from dbos_async._router import AsyncpgDatasource, Datasource, Router
+from dbos_async._router import Router
+from dbos_async._schedule import Overlap, Schedule, ScheduleSpec
+from dbos_async._store.datasources import AsyncpgDatasource, Datasource, SQLAlchemyDatasource
 from dbos_async._store.records import Status
 from dbos_async._versions import ApplicationVersion, ExecutorInfo, VersionWork
 from dbos_async.errors import (
+    CompensationError,
     ConfigurationError,
     DatabaseError,
     DatabaseLostError,
@@ -40,9 +44,12 @@ from dbos_async.errors import (
     DivergenceError,
     NotAuthorizedError,
     NotLaunchedError,
+    PayloadMissingError,
+    PayloadStoreError,
     PortableWorkflowError,
     QueueNotFoundError,
     RecoveryExhaustedError,
+    ScheduleNotFoundError,
     SerializationError,
     StepRetriesExhaustedError,
     StreamClosedError,
@@ -58,6 +65,7 @@ __all__ = [
     "AsyncpgDatasource",
     "Call",
     "Client",
+    "CompensationError",
     "ConfigurationError",
     "DBOSError",
     "DatabaseError",
@@ -72,6 +80,9 @@ __all__ = [
     "Message",
     "NotAuthorizedError",
     "NotLaunchedError",
+    "Overlap",
+    "PayloadMissingError",
+    "PayloadStoreError",
     "PortableWorkflowError",
     "Queue",
     "QueueNotFoundError",
@@ -80,6 +91,11 @@ __all__ = [
     "ReplayReport",
     "Retry",
     "Router",
+    "SQLAlchemyDatasource",
+    "Saga",
+    "Schedule",
+    "ScheduleNotFoundError",
+    "ScheduleSpec",
     "Seconds",
     "SerializationError",
     "Status",

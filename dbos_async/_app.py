@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import anyio
 from msgspec import structs
@@ -11,6 +11,7 @@ from dbos_async import errors
 from dbos_async._client import Client, Verbs
 from dbos_async._config import DURATIONS, EMBEDDED_DIRECTORY, Seconds, Settings, seconds_of
 from dbos_async._engine import rehearsal
+from dbos_async._engine.compensations import compensation_workflow
 from dbos_async._engine.context import current_branch, task_tree
 from dbos_async._engine.dispatcher import Dispatcher
 from dbos_async._engine.executor import Executor
@@ -20,17 +21,24 @@ from dbos_async._engine.pulse import Pulse
 from dbos_async._engine.recovery import Recovery
 from dbos_async._engine.registry import Registry
 from dbos_async._engine.rehearsal import ReplayReport, Stage
+from dbos_async._engine.scheduler import Scheduler
 from dbos_async._engine.session import Session
 from dbos_async._engine.steps import Steps
+from dbos_async._engine.sweeper import Sweeper
+from dbos_async._engine.transactions import Transactions
 from dbos_async._engine.watchdog import Watchdog
 from dbos_async._limits import checked_id
 from dbos_async._listing import WorkflowFilter
 from dbos_async._router import Router
+from dbos_async._schedule import declare_schedules
 from dbos_async._store import notifier, queues, sql
 from dbos_async._store.embedded import start_embedded
 from dbos_async._store.lease import Identity, Lease
 from dbos_async._store.listing import Filter
 from dbos_async._versions import warn_of_stranded
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore as PayloadStore
 
 DEVELOPMENT_VERSION = "dev"
 """The version on the default embedded Postgres, so that an edit under --reload strands nothing."""
@@ -65,6 +73,10 @@ class DBOS(Router, Client):
         stall_limit: seconds that a blocked event loop may stand still before others take over.
         park_after: seconds; a workflow that sleeps or waits for longer leaves memory until it is
             due, or what it waits for has come. None: none does.
+        payload_store: where large inputs and results go: a URL such as s3://bucket/prefix or
+            file:///var/payloads, or a store of obstore's; else $DBOS_PAYLOAD_STORE, else into the
+            rows. All processes that use the database share one.
+        payload_threshold: bytes of JSON above which an input or a result is large.
     """
 
     def __init__(
@@ -83,6 +95,8 @@ class DBOS(Router, Client):
         lease: Seconds = 10.0,
         stall_limit: Seconds = 120.0,
         park_after: Seconds | None = 60.0,
+        payload_store: "str | PayloadStore | None" = None,
+        payload_threshold: int = 256 * 1024,
     ) -> None:
         super().__init__()
         self._settings = Settings(
@@ -99,6 +113,8 @@ class DBOS(Router, Client):
             lease=seconds_of(lease),
             stall_limit=seconds_of(stall_limit),
             park_after=None if park_after is None else seconds_of(park_after),
+            payload_store=payload_store,
+            payload_threshold=payload_threshold,
         )
         self._session = None
         self._host = None
@@ -254,7 +270,13 @@ class DBOS(Router, Client):
         seconds = seconds_of(timeout)
         async with self._reading() as session:
             with task_tree() as tree:
-                stage = Stage(session.settings, self._everything(), tree, timeout=seconds)
+                stage = Stage(
+                    session.settings,
+                    self._everything(),
+                    tree,
+                    session.payloads,
+                    timeout=seconds,
+                )
                 return await check_replay(session, stage, chosen, sample)
 
     @asynccontextmanager
@@ -295,47 +317,28 @@ class DBOS(Router, Client):
             await stack.enter_async_context(session.open(migrate=settings.migrate))
             pulse = Pulse()
             stack.enter_context(pulse.open())
-            lease = Lease(
-                session.database,
-                Identity(
-                    settings.executor_id or "",
-                    settings.name,
-                    settings.app_version or "",
-                    session.intake.boot,
-                ),
-                seconds=settings.lease,
-                stall_limit=settings.stall_limit,
-                standstill=lambda: pulse.age,
-            )
-            session.on_drop = lease.drop
+            lease = lease_of(session, pulse)
             await stack.enter_async_context(lease.open())
             turnstiles = Turnstiles(
                 session.database, session.clock, session.notifier, settings.executor_id or ""
             )
+            transactions = Transactions(session, registry.datasources)
             executor = Executor(
                 settings,
                 session,
-                Steps(
-                    session.checkpointer,
-                    session.clock,
-                    threads,
-                    turnstiles,
-                    max_payload_bytes=settings.max_payload_bytes,
-                    allow_pickle=settings.allow_pickle,
-                ),
+                steps_of(session, threads, turnstiles, transactions),
                 threads,
                 stack.enter_context(task_tree()),
                 addresses,
                 pulse,
+                registry=registry,
             )
             leader = Leader(session, executor, lease)
             lease.on_lost = leader.unsettled
             lease.on_usurped = executor.usurped
             recovery = Recovery(settings, session.database, executor, addresses)
-            parking = [queue.name for queue in registry.queues.values() if queue.park]
-            dispatcher = Dispatcher(
-                settings, session, executor, addresses, registry.listened, parking
-            )
+            dispatcher = Dispatcher(settings, session, executor, addresses, registry)
+            scheduler = Scheduler(session, executor, leader, registry.workflows)
             await declare(session, registry)
             await warn_of_stranded(session)
             session.executor = executor
@@ -346,11 +349,12 @@ class DBOS(Router, Client):
             session.on_news[notifier.DEAD].append(recovery.dead)
             session.on_news[notifier.PERMITS].append(turnstiles.news)
             session.on_recheck += [executor.recheck, dispatcher.recheck, turnstiles.recheck]
-            await stack.enter_async_context(turnstiles.open())
-            await stack.enter_async_context(executor.open())
-            await stack.enter_async_context(recovery.open())
-            await stack.enter_async_context(dispatcher.open())
-            await stack.enter_async_context(leader.open())
+            sweeper = Sweeper(session.payloads, session.database)
+            for part in (
+                *(turnstiles, transactions, executor, recovery),
+                *(dispatcher, leader, scheduler, sweeper),
+            ):
+                await stack.enter_async_context(part.open())
             stack.enter_context(Watchdog(pulse).open())
             yield session
 
@@ -360,6 +364,7 @@ class DBOS(Router, Client):
         everything.include(self._registry)
         for router in self._routers:
             everything.include(router._registry)
+        everything.add_own(compensation_workflow())
         return everything
 
     async def _settings_at_launch(self, registry: Registry) -> Settings:
@@ -385,6 +390,44 @@ class DBOS(Router, Client):
         return Verbs._decoder_of(self, name)
 
 
+def lease_of(session: Session, pulse: Pulse) -> Lease:
+    """What shows others that this process lives."""
+    settings = session.settings
+    lease = Lease(
+        session.database,
+        Identity(
+            settings.executor_id or "",
+            settings.name,
+            settings.app_version or "",
+            session.intake.boot,
+        ),
+        seconds=settings.lease,
+        stall_limit=settings.stall_limit,
+        standstill=lambda: pulse.age,
+    )
+    session.on_drop = lease.drop
+    return lease
+
+
+def steps_of(
+    session: Session,
+    threads: anyio.CapacityLimiter,
+    turnstiles: Turnstiles,
+    transactions: Transactions,
+) -> Steps:
+    """What runs steps."""
+    return Steps(
+        session.checkpointer,
+        session.clock,
+        threads,
+        turnstiles,
+        session.payloads,
+        transactions,
+        max_payload_bytes=session.settings.max_payload_bytes,
+        allow_pickle=session.settings.allow_pickle,
+    )
+
+
 async def check_replay(
     session: Session, stage: Stage, chosen: Filter, sample: int | None
 ) -> list[ReplayReport]:
@@ -403,7 +446,7 @@ async def check_replay(
 
 
 async def declare(session: Session, registry: Registry) -> None:
-    """Write down which version and which queues there are."""
+    """Write down which version, which queues and which schedules there are."""
     settings = session.settings
     await session.database.execute(sql.REGISTER_VERSION, settings.app_version, settings.name)
     for queue in registry.queues.values():
@@ -415,6 +458,7 @@ async def declare(session: Session, registry: Registry) -> None:
             application=settings.name,
             app_version=settings.app_version or "",
         )
+    await declare_schedules(session, registry.schedules.values())
 
 
 def not_launched(name: str) -> errors.NotLaunchedError:

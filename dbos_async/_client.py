@@ -5,34 +5,40 @@ import inspect
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, ClassVar, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar
 
 from msgspec import structs
 
 from dbos_async import errors
 from dbos_async._config import Seconds, Settings, seconds_of
 from dbos_async._debouncer import Debouncer
-from dbos_async._engine.context import calling_branch
+from dbos_async._engine.context import asking_branch, calling_branch
 from dbos_async._engine.execution import Started
 from dbos_async._engine.executor import Executor
 from dbos_async._engine.functions import Call, Workflow
 from dbos_async._engine.intake import Call as AnyCall
+from dbos_async._engine.outbox import refuse_connection
 from dbos_async._engine.outcomes import text_of
 from dbos_async._engine.registry import Address, WorkflowDefinition
 from dbos_async._engine.session import Session
-from dbos_async._engine.steps import recorded
-from dbos_async._handle import WorkflowHandle, WorkflowStatus, status_of
+from dbos_async._engine.steps import recorded, within_workflow
+from dbos_async._handle import WorkflowHandle, WorkflowStatus, fetched_status
 from dbos_async._log import log
 from dbos_async._management import Management
 from dbos_async._messaging import Messaging
 from dbos_async._queue import Queue, name_of
+from dbos_async._schedules import Scheduling
 from dbos_async._service import Host
 from dbos_async._store import codec, listing, queues, workflows
 from dbos_async._store.listing import Filter
+from dbos_async._store.payloads import is_reference
 from dbos_async._store.queues import limits_of
 from dbos_async._store.records import QueueRow, WorkflowRow
 from dbos_async._streaming import StreamReading
 from dbos_async._versions import Versioning
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore as PayloadStore
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -50,7 +56,7 @@ class Inquirer:
     ) -> Coroutine[Any, Any, Any]:
         """A workflow's result; within a workflow, recorded."""
         seconds = None if timeout is None else seconds_of(timeout)
-        branch = calling_branch()
+        branch = calling_branch("get_result")
         if branch is not None and branch.step is None:
             executor: Executor = branch.execution.executor
             return executor.inner.get_result(branch, started, decode, seconds)
@@ -60,14 +66,18 @@ class Inquirer:
         """Where a workflow stands; within a workflow, recorded."""
         session = self._acting()
         chosen = Filter(workflow_ids=[workflow_id])
-        rows = await recorded(
-            "DBOS.getStatus",
-            lambda: listing.fetch_workflows(session.database, chosen, limit=1),
-            list[WorkflowRow],
-        )
+        is_within = within_workflow()
+
+        async def fetch() -> list[WorkflowRow]:
+            rows = await listing.fetch_workflows(session.database, chosen, limit=1)
+            return [await session.payloads.inlined(row) for row in rows] if is_within else rows
+
+        rows = await recorded("DBOS.getStatus", fetch, list[WorkflowRow])
         if not rows:
             raise errors.WorkflowNotFoundError(workflow_id)
-        return status_of(rows[0], allow_pickle=session.settings.allow_pickle)
+        return await fetched_status(
+            rows[0], session.payloads, allow_pickle=session.settings.allow_pickle
+        )
 
     async def _result_of(
         self, started: Started, decode: Callable[[str], Any], seconds: float | None
@@ -80,10 +90,13 @@ class Inquirer:
             raise TimeoutError(
                 f"workflow {started.workflow_id!r} has not ended within {seconds} s; it goes on"
             ) from None
-        return decode(text_of(outcome, allow_pickle=session.settings.allow_pickle))
+        text = text_of(outcome, allow_pickle=session.settings.allow_pickle)
+        if is_reference(text):
+            return await session.payloads.value(text, outcome.workflow_id, decode)
+        return decode(text)
 
 
-class Verbs(Management, Messaging, StreamReading, Versioning):
+class Verbs(Management, Messaging, StreamReading, Versioning, Scheduling):
     """What can be done with workflows from anywhere."""
 
     def __init__(self) -> None:
@@ -103,6 +116,8 @@ class Verbs(Management, Messaging, StreamReading, Versioning):
     ) -> WorkflowHandle[T]:
         """Put a workflow on a queue, for whichever process of the app has room.
 
+        In a `@dbos.transaction` function on the system database it commits with the transaction.
+
         Raises:
             QueueNotFoundError: there is no such queue; nothing was enqueued, as with all errors.
             TypeError: the arguments do not fit the function, or `connection` is none.
@@ -112,7 +127,8 @@ class Verbs(Management, Messaging, StreamReading, Versioning):
             NotAuthorizedError: its caller has no role that it requires; of a workflow that this
                 process does not define, that shows when it is taken up.
             DeduplicatedError: a live workflow of the queue has the deduplication id.
-            ConfigurationError: `connection` is given within a workflow, and not in a step.
+            ConfigurationError: `connection` is given within a workflow, and not in a step; or a
+                transaction on another database calls it.
         """
         check_workflow(workflow, "enqueue")
         return await self._enqueue(name_of(queue), workflow.bind(*args, **kwargs))
@@ -127,7 +143,7 @@ class Verbs(Management, Messaging, StreamReading, Versioning):
     ) -> list[WorkflowHandle[T]]:
         """Put many workflows on a queue: all of them, or none. As `Queue.enqueue_many`."""
         asked = [call_of(call) for call in calls]
-        branch = calling_branch()
+        branch = asking_branch()
         if branch is not None and branch.step is None:
             refuse_connection([connection, *(call.options.get("connection") for call in asked)])
             executor: Executor = branch.execution.executor
@@ -141,7 +157,7 @@ class Verbs(Management, Messaging, StreamReading, Versioning):
 
     def _enqueue(self, queue_name: str, call: Call[T]) -> Coroutine[Any, Any, WorkflowHandle[T]]:
         asked = call_of(call)
-        branch = calling_branch()
+        branch = asking_branch()
         if branch is not None and branch.step is None:
             refuse_connection([asked.options.get("connection")])
             executor: Executor = branch.execution.executor
@@ -245,7 +261,7 @@ class Verbs(Management, Messaging, StreamReading, Versioning):
 
     def _acting(self) -> Session:
         """The session of the workflow that asks, else this app's or client's own."""
-        branch = calling_branch()
+        branch = asking_branch()
         if branch is None:
             return self._own_session()
         session: Session = branch.execution.executor.session
@@ -264,14 +280,27 @@ class Client(Verbs):
 
     Args:
         database_url: the app's system database; else $DBOS_SYSTEM_DATABASE_URL.
+        payload_store: the app's payload store, for large inputs and results; see `DBOS`.
+        payload_threshold: bytes of JSON above which an input is large.
     """
 
     launched_here: ClassVar["weakref.WeakSet[Client]"] = weakref.WeakSet()
     """Every app and client of this process, for `dbos_async.testing.crash_at` alone."""
 
-    def __init__(self, database_url: str | None = None) -> None:
+    def __init__(
+        self,
+        database_url: str | None = None,
+        *,
+        payload_store: "str | PayloadStore | None" = None,
+        payload_threshold: int = 256 * 1024,
+    ) -> None:
         super().__init__()
-        self._settings = Settings(name="client", database_url=database_url)
+        self._settings = Settings(
+            name="client",
+            database_url=database_url,
+            payload_store=payload_store,
+            payload_threshold=payload_threshold,
+        )
         self._session: Session | None = None
         self._host: Host[Session] | None = None
 
@@ -335,19 +364,6 @@ class Client(Verbs):
 def function_address(definition: WorkflowDefinition, instance: object | None) -> Address:
     """How rows name a workflow that this process does not define."""
     return Address(definition.name, "", "")
-
-
-def refuse_connection(connections: Iterable[object]) -> None:
-    """Refuse the user's connections where a replay would find them in another state.
-
-    Raises:
-        ConfigurationError: there is one.
-    """
-    if any(connection is not None for connection in connections):
-        raise errors.ConfigurationError(
-            "connection= does not work in a workflow, which is replayed while what its connection "
-            "did is not undone: open the transaction in a step, and enqueue there"
-        )
 
 
 def check_workflow(given: object, verb: str) -> None:

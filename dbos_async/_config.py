@@ -17,6 +17,7 @@ Seconds = float | timedelta
 DATABASE_URL_VARIABLE: Final = "DBOS_SYSTEM_DATABASE_URL"
 EXECUTOR_ID_VARIABLE: Final = "DBOS__VMID"
 APP_VERSION_VARIABLE: Final = "DBOS__APPVERSION"
+PAYLOAD_STORE_VARIABLE: Final = "DBOS_PAYLOAD_STORE"
 
 EMBEDDED_DIRECTORY: Final = Path(".dbos")
 OWN_CONNECTIONS: Final = 3
@@ -93,6 +94,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     park_after: float | None = 60.0
     """Seconds; a workflow that waits for longer leaves memory meanwhile. None: none does."""
 
+    payload_store: object = None
+    """Where values go that are larger than `payload_threshold`: a URL such as s3://bucket/prefix or
+    file:///var/payloads, or a store of obstore's; else $DBOS_PAYLOAD_STORE, else into the rows."""
+
+    payload_threshold: int = 256 * 1024
+    """Bytes of JSON above which a value goes to the payload store, if there is one."""
+
     def resolved(self, environment: Mapping[str, str] = os.environ) -> "Settings":
         """These settings completed from the environment.
 
@@ -107,13 +115,16 @@ class Settings(Struct, frozen=True, kw_only=True):
             or environment.get(EXECUTOR_ID_VARIABLE)
             or uuid.uuid4().hex,
             app_version=self.app_version or environment.get(APP_VERSION_VARIABLE) or None,
+            payload_store=environment.get(PAYLOAD_STORE_VARIABLE) or None
+            if self.payload_store is None
+            else self.payload_store,
         )
         settings.check()
         return settings
 
     def check(self) -> None:
         """Refuse what cannot work. Raises ConfigurationError as `resolved` does."""
-        for name in ("max_connections", "max_payload_bytes", "max_recovering", "max_threads"):
+        for name in ("max_connections", *POSITIVE):
             if not isinstance(getattr(self, name), int):
                 raise ConfigurationError(f"{name} must be an int, not {getattr(self, name)!r}")
         if self.max_connections < OWN_CONNECTIONS + 1:
@@ -121,7 +132,7 @@ class Settings(Struct, frozen=True, kw_only=True):
                 f"max_connections must be at least {OWN_CONNECTIONS + 1} "
                 f"({OWN_CONNECTIONS} of its own and one to share), not {self.max_connections}"
             )
-        for name in ("max_payload_bytes", "max_recovering", "max_threads"):
+        for name in POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("lease", "stall_limit"):
@@ -132,6 +143,9 @@ class Settings(Struct, frozen=True, kw_only=True):
         if self.database_url is not None:
             check_url(self.database_url)
 
+
+POSITIVE: Final = ("max_payload_bytes", "max_recovering", "max_threads", "payload_threshold")
+"""Settings that are numbers from 1 on."""
 
 DURATIONS: Final = {
     "lease",

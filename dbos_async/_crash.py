@@ -70,6 +70,10 @@ class CrashAt:
             await asyncio.sleep(0.01)
         return await self._crash()
 
+    async def committing(self, waiting: Waiting) -> None:
+        """See `CrashPoint.committing`."""
+        await self.taken(deque([waiting]))
+
     async def answered(self, batch: list[Waiting]) -> None:
         """See `CrashPoint.answered`."""
         self._answered += len(batch)

@@ -1,16 +1,19 @@
 """A workflow from the outside: its result and where it stands."""
 
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
+from dbos_async import errors
 from dbos_async._config import Seconds
 from dbos_async._engine.callers import shown_roles
 from dbos_async._engine.execution import Started
 from dbos_async._store import codec, stored
 from dbos_async._store.clock import moment_of
+from dbos_async._store.payloads import Payloads, is_reference
 from dbos_async._store.records import Recorded, Status, WorkflowRow
 
 R = TypeVar("R", covariant=True)
@@ -183,6 +186,36 @@ def status_of(row: WorkflowRow, *, allow_pickle: bool = False) -> WorkflowStatus
         assumed_role=row.role,
         schedule_name=row.schedule_name,
     )
+
+
+async def fetched_status(
+    row: WorkflowRow, payloads: Payloads, *, allow_pickle: bool = False
+) -> WorkflowStatus:
+    """A row in our vocabulary, with what is in the payload store, as far as it is there."""
+    fetched: dict[str, Any] = {}
+    if is_reference(row.inputs, row.serialization):
+        with suppress(errors.PayloadStoreError, errors.SerializationError):
+            found = await payloads.arguments(row.inputs or "", row.workflow_id)
+            fetched["input"] = WorkflowInput(*found)
+    if is_reference(row.output, row.serialization):
+        with suppress(errors.PayloadStoreError, errors.SerializationError):
+            fetched["output"] = await payloads.value(
+                row.output or "", row.workflow_id, codec.decode
+            )
+    status = status_of(row, allow_pickle=allow_pickle)
+    return structs.replace(status, **fetched) if fetched else status
+
+
+async def fetched_step(
+    step: Recorded, payloads: Payloads, *, allow_pickle: bool = False
+) -> StepInfo:
+    """The same of a recorded step."""
+    info = step_info_of(step, allow_pickle=allow_pickle)
+    if is_reference(step.output, step.serialization):
+        with suppress(errors.PayloadStoreError, errors.SerializationError):
+            value = await payloads.value(step.output or "", step.workflow_id, codec.decode)
+            return structs.replace(info, output=value)
+    return info
 
 
 def input_of(row: WorkflowRow, *, allow_pickle: bool) -> WorkflowInput | None:

@@ -8,8 +8,8 @@ from msgspec import Struct
 
 from dbos_async._config import Seconds, seconds_of
 from dbos_async._engine.session import Session
-from dbos_async._engine.steps import recorded
-from dbos_async._handle import StepInfo, WorkflowStatus, status_of, step_info_of
+from dbos_async._engine.steps import recorded, within_workflow
+from dbos_async._handle import StepInfo, WorkflowStatus, fetched_status, fetched_step
 from dbos_async._store import listing, workflows
 from dbos_async._store.clock import milliseconds_of, moment_of
 from dbos_async._store.listing import GROUPS, Filter, Place, Texts
@@ -116,9 +116,10 @@ class Listing:
             raise TypeError(f"after is the last WorkflowStatus of the page before, not {after!r}")
         session = self._acting()
         chosen = Filter(**filter)
-        rows = await recorded(
-            "DBOS.listWorkflows",
-            lambda: listing.fetch_workflows(
+        is_within = within_workflow()
+
+        async def fetch() -> list[WorkflowRow]:
+            rows = await listing.fetch_workflows(
                 session.database,
                 chosen,
                 limit=limit,
@@ -127,10 +128,14 @@ class Listing:
                 after=None if after is None else place_of(after),
                 load_input=load_input,
                 load_output=load_output,
-            ),
-            list[WorkflowRow],
-        )
-        return [status_of(row, allow_pickle=session.settings.allow_pickle) for row in rows]
+            )
+            return [await session.payloads.inlined(row) for row in rows] if is_within else rows
+
+        rows = await recorded("DBOS.listWorkflows", fetch, list[WorkflowRow])
+        return [
+            await fetched_status(row, session.payloads, allow_pickle=session.settings.allow_pickle)
+            for row in rows
+        ]
 
     async def count_workflows(
         self,
@@ -180,12 +185,17 @@ class Listing:
             DatabaseLostError: Postgres cannot be reached; ask again.
         """
         session = self._acting()
-        steps = await recorded(
-            "DBOS.listWorkflowSteps",
-            lambda: workflows.fetch_steps(session.database, workflow_id),
-            list[Recorded],
-        )
-        return [step_info_of(step, allow_pickle=session.settings.allow_pickle) for step in steps]
+        is_within = within_workflow()
+
+        async def fetch() -> list[Recorded]:
+            steps = await workflows.fetch_steps(session.database, workflow_id)
+            return [await session.payloads.inlined(step) for step in steps] if is_within else steps
+
+        steps = await recorded("DBOS.listWorkflowSteps", fetch, list[Recorded])
+        return [
+            await fetched_step(step, session.payloads, allow_pickle=session.settings.allow_pickle)
+            for step in steps
+        ]
 
     def _acting(self) -> Session:
         raise NotImplementedError

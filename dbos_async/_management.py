@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from dbos_async import errors
 from dbos_async._config import Seconds, seconds_of
-from dbos_async._engine.context import calling_branch
+from dbos_async._engine.context import asking_branch
 from dbos_async._engine.execution import Started
 from dbos_async._engine.options import written_attributes
 from dbos_async._engine.session import Session
@@ -106,7 +106,8 @@ class Management(Listing):
 
         Raises:
             WorkflowNotFoundError: there is no such workflow.
-            ValueError: it has ended with SUCCESS or ERROR: rewind or fork it.
+            ValueError: it has ended with SUCCESS or ERROR: rewind or fork it; or it was cancelled
+                and what its sagas had done was undone: fork it.
             QueueNotFoundError: there is no such queue.
         """
         session = self._acting()
@@ -119,6 +120,8 @@ class Management(Listing):
             )
             if not resumed:
                 name, status = await session.standing_of(workflow_id)
+                if status == "CANCELLED":
+                    raise ValueError(management.compensated(workflow_id))
                 raise ValueError(
                     f"workflow {workflow_id!r} has ended with {status}, so there is nothing to "
                     "resume: rewind_workflow runs it again, fork_workflow makes another of it"
@@ -249,7 +252,8 @@ class Management(Listing):
 
         Raises:
             WorkflowNotFoundError: there is no such workflow.
-            ValueError: it has not ended, or has no such step; the message says what to do.
+            ValueError: it has not ended, has no such step, or was cancelled and what its sagas had
+                done was undone; the message says what to do.
             QueueNotFoundError: there is no such queue.
         """
         session = self._acting()
@@ -392,6 +396,7 @@ class Management(Listing):
 
         Raises:
             WorkflowNotFoundError: there is no such workflow.
+            PayloadStoreError: a large value of it is not to be had.
             DatabaseLostError: Postgres cannot be reached; ask again.
         """
         session = self._acting()
@@ -401,7 +406,7 @@ class Management(Listing):
             ids = [workflow_id]
             if children:
                 ids = await management.find_family(session.database, ids)
-            return await exports.export(session.database, ids)
+            return await exports.export(session.database, session.payloads, ids)
 
         return await recorded("DBOS.exportWorkflow", export, str)
 
@@ -486,7 +491,7 @@ async def in_batches(
 
 def id_maker(session: Session) -> Callable[[], str]:
     """What names a new workflow: within one, the step that makes it, so that a replay finds it."""
-    branch = calling_branch()
+    branch = asking_branch()
     if branch is None or branch.step is not None:
         return session.intake.new_id
 

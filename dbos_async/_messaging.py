@@ -25,12 +25,14 @@ class Messaging:
         topic: str | None = None,
         *,
         idempotency_key: str | None = None,
+        connection: object = None,
     ) -> Coroutine[Any, Any, None]:
         """Send a message to a workflow, whatever state it is in; it receives it by `recv`.
 
         Messages of one topic are received in the order in which they were sent. From a workflow it
         is sent exactly once; from elsewhere once a call, also when the connection breaks, and with
-        an idempotency key once for all calls.
+        an idempotency key once for all calls. In a `@dbos.transaction` function on the system
+        database it is sent when the transaction commits.
 
         Args:
             workflow_id: who receives it.
@@ -38,17 +40,23 @@ class Messaging:
             topic: receivers ask for one topic, or for what has none.
             idempotency_key: of the messages to a workflow with this key only the first is sent,
                 whoever sends them; the others are no error.
+            connection: an asyncpg Connection, or SQLAlchemy's AsyncConnection or AsyncSession: sent
+                when its transaction commits.
 
         Raises:
             WorkflowNotFoundError: there is no such workflow; nothing was sent, as with all errors.
             SerializationError: the message cannot be stored, or is too large; it names the place.
             TypeError: an argument is of the wrong type.
             ValueError: a name cannot be stored.
+            ConfigurationError: `connection` is given within a workflow, and not in a step; or a
+                transaction on another database calls it.
         """
         asked = messages.checked(Message(workflow_id, message, topic, idempotency_key))
-        return messages.send(self._acting(), [asked], messages.SEND)
+        return messages.send(self._acting(), [asked], messages.SEND, connection)
 
-    def send_many(self, sent: Iterable[Message], /) -> Coroutine[Any, Any, None]:
+    def send_many(
+        self, sent: Iterable[Message], /, *, connection: object = None
+    ) -> Coroutine[Any, Any, None]:
         """Send messages, to any workflows: all of them, or none; to each in this order.
 
         Raises as `send` does; also:
@@ -57,7 +65,7 @@ class Messaging:
         if isinstance(sent, Message):
             raise TypeError("send_many takes several messages: write send_many([message])")
         asked = [messages.checked(message) for message in sent]
-        return messages.send(self._acting(), asked, messages.SEND_BULK)
+        return messages.send(self._acting(), asked, messages.SEND_BULK, connection)
 
     @overload
     def get_event(

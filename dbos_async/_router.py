@@ -9,8 +9,6 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import (
     Any,
-    Concatenate,
-    Generic,
     ParamSpec,
     Protocol,
     TypeVar,
@@ -24,13 +22,19 @@ import structlog
 from dbos_async import errors
 from dbos_async._client import Verbs, call_of, check_workflow
 from dbos_async._config import Seconds, seconds_of
-from dbos_async._engine import events, messages, patches, races, timeouts
+from dbos_async._engine import events, messages, patches, races, sagas, timeouts
 from dbos_async._engine.callers import NOBODY, Caller
-from dbos_async._engine.context import Branch, calling_branch, current_branch
+from dbos_async._engine.context import Branch, asking_branch, calling_branch, current_branch
 from dbos_async._engine.execution import Started
 from dbos_async._engine.executor import Executor
 from dbos_async._engine.functions import Step, StepDecorator, Workflow, in_step, workflow_of
-from dbos_async._engine.registry import OnConflict, QueueDefinition, Registry
+from dbos_async._engine.registry import (
+    OnConflict,
+    QueueDefinition,
+    Registry,
+    ScheduleDefinition,
+)
+from dbos_async._engine.sagas import Saga
 from dbos_async._engine.session import Session
 from dbos_async._engine.steps import recorded
 from dbos_async._engine.timeouts import Timeout
@@ -38,25 +42,19 @@ from dbos_async._handle import WorkflowHandle, started_of
 from dbos_async._limits import Limiter, Limits, RateLimit, checked_id, checked_kind, checked_word
 from dbos_async._log import log
 from dbos_async._queue import Queue, name_of
+from dbos_async._schedule import Overlap, ScheduleOptions, definition_of
 from dbos_async._streaming import StreamWriting
+from dbos_async._transactional import Transactional
 
 P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
 A = TypeVar("A")
 E = TypeVar("E", bound="asyncio.Future[Any] | WorkflowHandle[Any]")
-W = TypeVar("W", bound=Callable[[datetime], Awaitable[object]])
-
-
-class Datasource(Generic[S]):
-    """Where a transaction's connection or session comes from. Not in this version."""
-
-
-class AsyncpgDatasource(Datasource["Any"]):
-    """Transactions on an asyncpg pool. Not in this version."""
-
-    def __init__(self, pool_or_url: object) -> None:
-        raise NotImplementedError("AsyncpgDatasource is not in this version of dbos_async")
+W = TypeVar(
+    "W",
+    bound=Callable[[datetime], Awaitable[object]] | Callable[[datetime, Any], Awaitable[object]],
+)
 
 
 class App(Protocol):
@@ -76,7 +74,7 @@ class App(Protocol):
     def _own_session(self) -> Session: ...
 
 
-class Router(Verbs, StreamWriting):
+class Router(Transactional, Verbs, StreamWriting):
     """Decorators and verbs for modules that cannot import the app; `dbos.include(router)`."""
 
     def __init__(self) -> None:
@@ -211,15 +209,65 @@ class Router(Verbs, StreamWriting):
         self._registry.add_instance(instance, name)
         return instance
 
-    def transaction(
-        self, datasource: Datasource[S], /, *, name: str | None = None
-    ) -> Callable[[Callable[Concatenate[S, P], Awaitable[T]]], Step[P, T]]:
-        """Not in this version."""
-        raise NotImplementedError("transaction is not in this version of dbos_async")
+    def scheduled(
+        self,
+        cron: str,
+        /,
+        *,
+        timezone: str = "UTC",
+        queue: str | Queue | None = None,
+        backfill: bool = False,
+        overlap: Overlap = "allow",
+        jitter: Seconds = 0,
+        name: str | None = None,
+        context: Any = None,
+    ) -> Callable[[W], W]:
+        """Run a workflow whenever it is due: once a tick, over all processes of the app.
 
-    def scheduled(self, cron: str, /, *, timezone: str = "UTC") -> Callable[[W], W]:
-        """Not in this version."""
-        raise NotImplementedError("scheduled is not in this version of dbos_async")
+            @dbos.scheduled("*/5 * * * *", timezone="Europe/Berlin")
+            @dbos.workflow
+            async def tidy(due: datetime) -> None: ...
+
+        The workflow gets the moment at which it was due, aware, in UTC, and, if it has a second
+        parameter, the context. The schedule is written down at the launch, where the app's newest
+        version decides; one that was paused stays so.
+
+        Args:
+            cron: minute, hour, day of the month, month, day of the week; or six fields, with
+                seconds first.
+            timezone: whose clocks it goes by. Of times of the day, one that the clocks skip is due
+                when they jump, and one that comes twice, the first time.
+            queue: where its runs go; else they run wherever there is room.
+            backfill: fire all ticks that were missed while nothing ran. Else of those only the last
+                may fire, if it is no older than a minute.
+            overlap: what happens at a tick while an earlier run has not ended: it fires too; it is
+                skipped; one tick waits for the end ("buffer_one"); or what is left of the earlier
+                ones is cancelled, with their children ("cancel_previous").
+            jitter: seconds; each run begins up to so much later, to spread them.
+            name: what the schedule is called, among all apps of the database; the workflow's name
+                unless given.
+            context: what the workflow gets as its second argument.
+
+        Raises:
+            ValueError: the expression, the time zone or another value cannot work; it says why.
+            TypeError: it is no workflow, or not one that takes a datetime and perhaps a context.
+            SerializationError: the context cannot be stored.
+            ConfigurationError: the name is taken, or the app is launched already.
+        """
+        checked = ScheduleOptions(
+            cron, context, timezone, queue, backfill=backfill, overlap=overlap, jitter=jitter
+        )
+
+        def register(workflow: W) -> W:
+            definition = definition_of(workflow, is_here=True)
+            given = definition.name if name is None else name
+            self._check_open(f"the schedule {given!r}")
+            self._registry.add_schedule(
+                ScheduleDefinition(checked.of(given, definition), definition)
+            )
+            return workflow
+
+        return register
 
     def _check_open(self, what: str) -> None:
         if not self._is_open or any(not app._is_open for app in self._apps):
@@ -244,7 +292,7 @@ class Router(Verbs, StreamWriting):
         """
         check_workflow(workflow, "start_workflow")
         call = call_of(workflow.bind(*args, **kwargs))
-        branch = calling_branch()
+        branch = calling_branch(f"start_workflow({call.definition.name!r})")
         if branch is None:
             started = self.launched().start(call)
         elif branch.step is not None:
@@ -262,7 +310,7 @@ class Router(Verbs, StreamWriting):
             ValueError: the duration is negative.
         """
         seconds = seconds_of(duration)
-        branch = calling_branch()
+        branch = calling_branch("sleep")
         if branch is None or branch.step is not None:
             return asyncio.sleep(seconds)
         executor: Executor = branch.execution.executor
@@ -302,7 +350,7 @@ class Router(Verbs, StreamWriting):
             TypeError: there is something else in it, such as a coroutine: create a task of it.
         """
         seconds = None if timeout is None else seconds_of(timeout)
-        branch = calling_branch()
+        branch = calling_branch("wait")
         if branch is not None and branch.step is not None:
             branch = None
         elements, places = entered(entrants, branch)
@@ -328,6 +376,26 @@ class Router(Verbs, StreamWriting):
         """
         return timeouts.timeout(seconds_of(duration))
 
+    def saga(self) -> Saga:
+        """A block whose steps are undone if it fails, or if the workflow is cancelled in it.
+
+            async with dbos.saga() as saga:
+                payment = await charge(order)
+                saga.compensate(refund, payment)
+                await ship(order)
+
+        Within a workflow the compensations are durable: they survive a crash, each is recorded as a
+        step when it has run, and those of a workflow that is cancelled run in one of its own, named
+        by its id and "-compensate". They run in reverse order, each with its own retry; one that
+        fails keeps none of the others from running. A block that ends well drops them. Outside of
+        workflows, and in steps, they are plain calls.
+
+        Raises:
+            CompensationError: at the end of the block, if it failed and compensations failed, too;
+                from the block's own error.
+        """
+        return sagas.saga()
+
     def now(self) -> Coroutine[Any, Any, datetime]:
         """The database's time, aware, in UTC; within a workflow, recorded."""
         clock = self._acting().clock
@@ -339,12 +407,12 @@ class Router(Verbs, StreamWriting):
 
     def uuid4(self) -> uuid.UUID:
         """A random UUID; within a workflow, one that a replay gets again. Nothing is written."""
-        branch = calling_branch()
+        branch = asking_branch()
         return uuid.uuid4() if branch is None or branch.step is not None else branch.uuid4()
 
     def random(self) -> random.Random:
         """A generator of random numbers; within a workflow, seeded so that a replay repeats it."""
-        branch = calling_branch()
+        branch = asking_branch()
         if branch is None or branch.step is not None:
             return random.Random()  # noqa: S311  # not for secrets
         return random.Random(branch.draw())  # noqa: S311  # not for secrets
@@ -445,7 +513,9 @@ class Router(Verbs, StreamWriting):
         if branch is None:
             return str(uuid.uuid4())
         workflow_id: str = branch.execution.workflow_id
-        return workflow_id if branch.step is None else f"{workflow_id}-{branch.step.key}"
+        if branch.step is None:
+            return workflow_id
+        return branch.step.idempotency_key or f"{workflow_id}-{branch.step.key}"
 
     @property
     def authenticated_user(self) -> str | None:
@@ -482,6 +552,11 @@ class Router(Verbs, StreamWriting):
             ConfigurationError: another one of its name has other limits.
         """
         self._registry.add_limiter(limiter)
+
+    def add_step(self, step: Step[..., Any]) -> None:
+        """Note a step that is declared; one that is made while an app runs is ad hoc."""
+        if self._is_open and all(app._is_open for app in self._apps):
+            self._registry.add_step(step)
 
     def launched(self) -> Executor:
         """The executor of the one launched app that includes this router.

@@ -130,7 +130,7 @@ def within(verb: str) -> Branch:
     Raises:
         ConfigurationError: none does.
     """
-    branch = calling_branch()
+    branch = calling_branch(verb)
     if branch is None:
         raise errors.ConfigurationError(
             f"{verb} writes to a stream of the workflow that calls it: call it in a workflow or in "
