@@ -18,23 +18,28 @@ import pytest
 from dbos_async._store import (
     checkpointer,
     claiming,
+    compensations,
     database,
     databases,
+    datasources,
     debounces,
     embedded,
     events,
     limiters,
     messages,
+    outputs,
     parking,
+    payloads,
     queues,
     records,
+    schedules,
     schema,
     sql,
     versions,
 )
 from dbos_async.testing import PostgresServer
 
-MODULES = (sql, schema, checkpointer, database, databases, embedded)
+MODULES = (sql, schema, checkpointer, database, databases, datasources, embedded)
 BEGINNINGS = ("select", "with", "insert", "update", "delete")
 
 
@@ -106,8 +111,19 @@ RECORDS: dict[str, type[msgspec.Struct]] = {
     "sql.COUNT_PROCESSES": versions.Count,
     "sql.MOVE_WORK": records.QueueName,
     "sql.COUNT_DEAD_LETTERS": versions.Count,
+    "sql.FETCH_OPEN_COMPENSATIONS": compensations.OpenCompensation,
     "sql.FETCH_STREAM_END": records.StreamEnd,
     "sql.FETCH_STREAM_VALUES": records.StreamValue,
+    "sql.FETCH_SCHEDULES": schedules.ScheduleRow,
+    "sql.FIND_SCHEDULE_OWNERS": schedules.ScheduleOwner,
+    "sql.FIND_UNDECLARED": schedules.ScheduleName,
+    "sql.FETCH_PLANS": schedules.PlanRow,
+    "sql.LOCK_SCHEDULES": schedules.Locked,
+    "sql.LOCK_ACTIVE_SCHEDULES": schedules.Locked,
+    "sql.FIND_ACTIVE_RUNS": schedules.ActiveRun,
+    "sql.FIRE": queues.Due,
+    "sql.PAGE_PAYLOADS": payloads.Registered,
+    "sql.FIND_PAYLOADS": payloads.Registered,
 }
 """What the rows of a statement become. One that is not here returns one column at most."""
 
@@ -123,11 +139,16 @@ TAKEN_APART = {
     "database.SESSION",
     "sql.FIND_HOLDERS",
     "sql.RECORD_RECEIPTS",
+    "sql.LOCK_PAYLOADS",
+    "sql.DOOM_PAYLOADS",
+    "sql.FIND_OUTPUTS_TABLE",
+    "sql.FETCH_OUTPUTS",
 }
 """Statements of several columns that their callers take apart by name."""
 
 WRITES: dict[str, tuple[type[msgspec.Struct], int, str]] = {
     "sql.RECORD_STEP": (records.StepWrite, 1, ""),
+    "sql.RECORD_IN_TRANSACTION": (records.StepWrite, 1, ""),
     "sql.RECORD_STEPS": (records.StepWrite, 1, "[]"),
     "sql.CREATE_WORKFLOWS": (records.WorkflowWrite, 1, "[]"),
     "sql.COMPLETE_WORKFLOWS": (records.CompletionWrite, 0, "[]"),
@@ -153,6 +174,7 @@ PYTHON_TYPES = {
 @pytest.fixture
 async def connection(dbos_database_url: str) -> AsyncIterator[Any]:
     connection = await asyncpg.connect(dbos_database_url)
+    await connection.execute(outputs.OUTPUTS_TABLE)  # as in a database of the user's
     yield connection
     await connection.close()
 
@@ -210,7 +232,7 @@ insert into dbos.workflow_status
        (workflow_uuid, status, name, class_name, config_name, executor_id, application_version,
         application_name, queue_name, deduplication_id, delay_until_epoch_ms, parent_workflow_id,
         owner_xid, created_at, enqueue_order, priority, forked_from, serialization,
-        rate_limited, started_at_epoch_ms, queue_partition_key, attributes)
+        rate_limited, started_at_epoch_ms, queue_partition_key, attributes, schedule_name)
 select 'w-' || i, status, 'name-' || i % 20, null, null, 'executor-' || i % 50, '1', 'shop',
        case when status in ('ENQUEUED', 'DELAYED') or i % 3 = 0 then 'queue-' || i % 5 end,
        case when status = 'ENQUEUED' and i % 10 = 1 then 'd-' || i end,
@@ -219,7 +241,8 @@ select 'w-' || i, status, 'name-' || i % 20, null, null, 'executor-' || i % 50, 
        'owner-' || i, 1700000000000 + i, i, i % 3,
        case when i % 1000 = 0 then 'w-' || i / 2 end, 'portable_json', i % 3 = 0, 1700000000000 + i,
        case when i % 24 = 1 then 'k-' || i % 7 end,
-       case when i % 10 = 0 then jsonb_build_object('order', i) end
+       case when i % 10 = 0 then jsonb_build_object('order', i) end,
+       case when i % 5 = 2 then 'schedule-' || i % 400 end
   from generate_series($1::int, $2::int) i,
        lateral (select case when i % 12 = 1 then 'ENQUEUED' when i % 30 = 2 then 'PENDING'
                             when i % 60 = 3 then 'DELAYED' when i % 20 = 4 then 'ERROR'
@@ -246,16 +269,28 @@ alter table dbos.workflow_input set (autovacuum_enabled = off);
 alter table dbos.notifications set (autovacuum_enabled = off);
 alter table dbos.workflow_events set (autovacuum_enabled = off);
 alter table dbos.workflow_output set (autovacuum_enabled = off);
-alter table dbos.streams set (autovacuum_enabled = off)
+alter table dbos.streams set (autovacuum_enabled = off);
+alter table dbos.dbos_async_payloads set (autovacuum_enabled = off);
+alter table dbos.dbos_async_compensations set (autovacuum_enabled = off)
 """
 FILL_STREAMS = """
 insert into dbos.streams (workflow_uuid, key, value, "offset", serialization)
 select 'w-' || i, 'key-' || i % 3, '1', n, 'portable_json'
   from generate_series(1, $1::int) i, generate_series(0, 3) n
 """
+FILL_COMPENSATIONS = """
+insert into dbos.dbos_async_compensations
+       (workflow_uuid, step_key, function_id, saga, name, inputs)
+select 'w-' || i, n::text, n, '2', 'step', '{}'
+  from generate_series(1, $1::int) i, generate_series(3, 4) n
+"""
 FILL_MESSAGES = """
 insert into dbos.notifications (destination_uuid, topic, message, consumed)
 select 'w-' || 1 + i % 20000, 'topic-' || i % 3, '1', i % 5 > 0 from generate_series(1, $1::int) i
+"""
+FILL_PAYLOADS = """
+insert into dbos.dbos_async_payloads (store, object_key, workflow_id)
+select 's3://bucket', 'w-' || i || '/result-1', 'w-' || i from generate_series(1, $1::int) i
 """
 SIZES = {
     "workflow_status": ROWS,
@@ -264,9 +299,12 @@ SIZES = {
     "notifications": ROWS,
     "streams": 4 * 20_000,
     "workflow_events": 20_000,
+    "dbos_async_payloads": 20_000,
+    "dbos_async_compensations": 2 * 20_000,
 }
 
 IDS = [f"w-{i}" for i in range(100, 140)]
+OBJECTS = [f"{workflow_id}/result-1" for workflow_id in IDS]
 NAMES, NOTHINGS = [f"name-{i}" for i in range(20)], [""] * 20
 
 
@@ -303,6 +341,11 @@ COMPLETIONS = written(
 MESSAGE_IDS = [f"m-{i}" for i in range(40)]
 MESSAGES = [IDS, [9] * 40, MESSAGE_IDS, IDS, ["topic-1"] * 40, ["1"] * 40]
 TOLD = [IDS, [9] * 40, ["owner", None] * 20, ["key"] * 40, ["1"] * 40, [None, None, 1, 2] * 10]
+OPENED = ["9", None] * 20
+SAGAS = [
+    *[IDS, [9] * 40, [None, "owner"] * 20, ["2"] * 40, OPENED, ["step"] * 40],
+    *[[None] * 40, [None] * 40, ["{}"] * 40],
+]
 CLAIM = ["queue-1", "me", "o", "1", "shop", NAMES, NOTHINGS, NOTHINGS, 0]
 DEBOUNCE = ["new-1", "name-1", "queue-1", "d-1", "{}", "1", "me", None, None, 1000, None]
 ALL_TIME = [0, 2**62]
@@ -324,6 +367,11 @@ HOT: dict[str, list[Any]] = {
     "sql.RECORD_MIXED": [*STEPS, "shop", *WORKFLOWS, [None] * 40, *COMPLETIONS],
     "sql.RECORD_EFFECTS": [*STEPS, "shop", *MESSAGES, *TOLD],
     "sql.RECORD_STREAM_VALUES": [IDS, [9] * 40, ["owner"] * 40, *TOLD[3:5], [7] * 40],
+    "sql.RECORD_SAGAS": [*STEPS, "shop", *SAGAS],
+    "sql.FETCH_OPEN_COMPENSATIONS": ["w-100"],
+    "sql.DROP_COMPENSATIONS": ["w-100", ["2", "4"]],
+    "sql.FIND_COMPENSATION": ["w-100"],
+    "sql.START_COMPENSATIONS": ["w-100", 50, "shop"],
     "sql.RECORD_RECEIPTS": [*STEPS, [f"topic-{i % 3}" for i in range(40)], "shop"],
     "sql.REFUSE_CHILD": ["w-1", 1, "{}", "owner-1"],
     "sql.FIND_STEPS": [IDS, ["1"] * 40],
@@ -362,6 +410,7 @@ HOT: dict[str, list[Any]] = {
     "sql.IMPORT_EVENTS": ["[]"],
     "sql.IMPORT_EVENTS_HISTORY": ["[]"],
     "sql.SEND_MESSAGES": [MESSAGE_IDS, IDS, ["topic-1"] * 40, ["1"] * 40],
+    "sql.SEND_MESSAGES_AS_JSON": ['[{"message_id": "m-1", "destination_id": "w-1"}]'],
     "sql.FIND_UNKNOWN": [IDS],
     "sql.COUNT_UNREAD": [IDS, ["topic-1"] * 40, [1, 2] * 20],
     "sql.FIND_EVENTS": [IDS, ["key"] * 40],
@@ -401,8 +450,25 @@ HOT: dict[str, list[Any]] = {
     "sql.COUNT_WORK": ["shop", 10_000],
     "sql.MOVE_WORK": ["1", "2", "shop", True],
     "sql.COUNT_DEAD_LETTERS": ["shop"],
+    "sql.RECORD_IN_TRANSACTION": [*STEP, "shop"],
+    "sql.FIND_INCARNATION": ["w-2", "owner-2"],
+    "sql.FIND_SPENT": [IDS, ["1"] * 40, ["owner"] * 40],
     "sql.FETCH_STREAM_END": ["w-9", "key-0"],
     "sql.FETCH_STREAM_VALUES": [IDS, ["key-1"] * 40, [2] * 40, 100, 262_144],
+    "sql.FIND_ACTIVE_RUNS": [[f"schedule-{i}" for i in range(40)]],
+    "sql.FIRE": [
+        *[[f"new-{i}" for i in range(40)], [f"schedule-{i}" for i in range(40)]],
+        *[["2026-01-01T00:00:00+00:00"] * 40, [None] * 40],
+        *[[f"schedule-{i}" for i in range(40)], [1] * 40, [None] * 40, [None] * 40, True, 0],
+    ],
+    "sql.REGISTER_PAYLOAD": ["s3://bucket", "w-1/result-2", "w-1"],
+    "sql.CLAIM_SWEEP": ["s3://bucket", 1000],
+    "sql.PAGE_PAYLOADS": ["s3://bucket", "w-1/result-1", "w-1", 500, 1000],
+    "sql.FIND_PAYLOADS": ["s3://bucket", IDS],
+    "sql.LOCK_PAYLOADS": ["s3://bucket", OBJECTS, IDS],
+    "sql.DOOM_PAYLOADS": ["s3://bucket", OBJECTS, IDS],
+    "sql.FIND_SHARED": ["s3://bucket", OBJECTS],
+    "sql.FORGET_PAYLOADS": ["s3://bucket", OBJECTS, IDS],
 }
 """The statements that must not get slower as the tables grow, with arguments as they come."""
 
@@ -415,6 +481,7 @@ CHECKPOINTERS = {
     "sql.RECORD_EFFECTS",
     "sql.RECORD_STREAM_VALUES",
     "sql.RECORD_RECEIPTS",
+    "sql.RECORD_SAGAS",
     "sql.FIND_STEPS",
     "sql.FIND_LAST_POSITION",
     "sql.FIND_OWNERS",
@@ -439,6 +506,9 @@ LARGE_INDEXES = {
     "streams_pkey",
     "dbos_async_messages",
     "workflow_events_pkey",
+    "dbos_async_payloads_pkey",
+    "dbos_async_payloads_of",
+    "dbos_async_compensations_pkey",
 }
 """All but that of what runs now."""
 
@@ -475,6 +545,8 @@ async def fill(url: str, *, is_fresh: bool) -> None:
         await connection.execute(OTHER_TABLES)
         await connection.execute(FILL_MESSAGES, ROWS)
         await connection.execute(FILL_STREAMS, 20_000)
+        await connection.execute(FILL_PAYLOADS, 20_000)
+        await connection.execute(FILL_COMPENSATIONS, 20_000)
         if is_fresh:
             await connection.execute("analyze")
     finally:

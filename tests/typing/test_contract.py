@@ -1,7 +1,7 @@
 """The public API under mypy and pyright: what must check does, and what must not is refused.
 
-The `uses_*.py` files beside this one are the contract, word for word, but for `uses_races.py`; they
-are checked, never run.
+The `uses_*.py` files beside this one are the contract, word for word, but for `uses_races.py` and
+`uses_sagas.py`; they are checked, never run.
 In `uses_that_must_not_check.py` a comment that begins with a number marks each line to be refused.
 """
 
@@ -16,7 +16,7 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-ACCEPTED = ("uses_that_check.py", "uses_sqlalchemy.py", "uses_races.py")
+ACCEPTED = ("uses_that_check.py", "uses_sqlalchemy.py", "uses_races.py", "uses_sagas.py")
 REFUSED = "uses_that_must_not_check.py"
 FILES = [HERE / name for name in (*ACCEPTED, REFUSED)]
 MARK = re.compile(r"#\s*\d+")

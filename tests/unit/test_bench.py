@@ -23,6 +23,7 @@ WITHOUT_PEER = (
     "enqueue_many",
     "queue_backlog",
     "streams",
+    "transactions",
     "wake_up",
 )
 

@@ -68,16 +68,6 @@ def test_every_public_class_and_its_public_methods_have_docstrings() -> None:
     assert [name for name, documented in explained() if not documented] == []
 
 
-def test_names_of_later_versions_say_so() -> None:
-    dbos = dbos_async.DBOS("app")
-    with pytest.raises(NotImplementedError, match="transaction is not in this version"):
-        dbos.transaction(dbos_async.Datasource[object]())
-    with pytest.raises(NotImplementedError, match="scheduled is not in this version"):
-        dbos.scheduled("* * * * *")
-    with pytest.raises(NotImplementedError, match="AsyncpgDatasource is not in this version"):
-        dbos_async.AsyncpgDatasource("postgresql://localhost/app")
-
-
 def drawn(picture: str) -> Iterator[tuple[int, str]]:
     """Depth and name of each error in a tree of box-drawing characters, from the top."""
     for line in picture.splitlines():
