@@ -22,6 +22,7 @@ from bench import (
     queue_throughput,
     sequential,
     streams,
+    transactions,
     wake_up,
 )
 from bench.bench import QUICK, Bench, Sizes
@@ -41,6 +42,7 @@ WORKLOADS: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "queue_snapshot": queue_snapshot.measure,
     "queue_limits": queue_limits.measure,
     "streams": streams.measure,
+    "transactions": transactions.measure,
     "wake_up": wake_up.measure,
 }
 

@@ -37,6 +37,10 @@ class Sizes(Struct, frozen=True):
     """How long streams are written at their rate."""
     streamed: int = 500
     """Values of each stream that is written as fast as it goes."""
+    transactions: int = 500
+    """Transactions in a row."""
+    transactions_each: int = 40
+    """Transactions of each of the workflows that run at the same time."""
 
 
 QUICK = Sizes(
@@ -55,6 +59,8 @@ QUICK = Sizes(
     kill_seconds=1.0,
     stream_seconds=0.1,
     streamed=2,
+    transactions=5,
+    transactions_each=2,
 )
 """Enough to see that everything works."""
 
