@@ -431,6 +431,39 @@ select e.executor_id, e.application_name, e.application_version, e.hostname, e.p
     on a.key = hashtextextended('dbos_async executor ' || e.executor_id, 0)
   left join pg_stat_activity s on s.pid = a.backend;
 
+-- Vacuum of the tables that change most. Each workflow leaves a dead row of workflow_status, and its
+-- entries in most indexes, for each state that it passed through; of the others pruning makes dead
+-- rows. By default vacuum comes when a fifth of a table is dead: of ten million rows kept, two
+-- million that claims and recovery pass in the small indexes of what waits and runs. At a twentieth,
+-- tables and indexes are 15 % smaller for 30 % more vacuums, and grow no more from the second time on
+-- that they are filled (50,000 kept, six times as many processed). A thousand rows are added, or small
+-- tables would be vacuumed every minute. workflow_events leaves room in its pages for the next value
+-- of a key: 94 % of updates then write no index, against 34 %, and the table is a seventh as large
+-- (2,000 keys, 50 values each). Room is of no use to the others: workflow_status has its state in the
+-- conditions of indexes, so none of 199,000 updates was spared them. What somebody else has set stays.
+do $$
+declare
+    hot text;
+begin
+    for hot in
+        select c.relname from pg_class c
+         where c.relnamespace = 'dbos'::regnamespace
+           and c.relname in ('workflow_status', 'operation_outputs', 'workflow_input',
+                             'workflow_output', 'notifications', 'workflow_events',
+                             'workflow_events_history', 'streams')
+           and coalesce(c.reloptions::text, '') not like '%autovacuum_vacuum_scale_factor%'
+         order by c.relname
+    loop
+        execute format('alter table dbos.%I set (autovacuum_vacuum_scale_factor = 0.05, '
+                       'autovacuum_vacuum_threshold = 1000, '
+                       'toast.autovacuum_vacuum_scale_factor = 0.05)', hot);
+        if hot = 'workflow_events' then
+            alter table dbos.workflow_events set (fillfactor = 80);
+        end if;
+    end loop;
+end
+$$;
+
 -- Version 1 had other indexes for what the same ones of part 2 do now.
 drop index if exists dbos.dbos_async_claimable, dbos.dbos_async_rate_limited,
     dbos.dbos_async_mailbox;
@@ -536,6 +569,328 @@ exception
         raise exception 'DBOS non-existent workflow' using
             errcode = 'foreign_key_violation',
             detail = format('there is no workflow %s to send a message to', destination_id);
+end
+$$;
+
+-- Pruning: workflows that ended long ago, or of which there are newer ones enough, are deleted in
+-- small transactions, so that nobody waits long for a lock of theirs. The leader and the command
+-- line call the inner functions, SQL the last two. An age is counted from the end of a workflow, a
+-- number by the time of creation. What pruning walks along is the index of that: a position is the
+-- time and the id of the last workflow that it looked at, and what stays is looked at once a round.
+--
+-- What has not ended stays, and so does
+--     a child as long as its parent, which may still ask for its result, or be resumed or rewound;
+--     a parent of a child that has not ended, which may need what the parent left;
+--     the source of a fork that has not ended: what another client forked reads its step keys.
+-- Two that prune at a time do no harm: each skips what the other has locked, and deletes only the
+-- versions of rows that it has looked at, or, before that, has written to an archive.
+
+-- Whether a workflow may go. failed_cutoff_ms is for those that failed; NULL: they are as the others.
+create or replace function dbos.dbos_async_is_past(
+    status text, created_at bigint, workflow_id text, ended_at bigint,
+    cutoff_ms bigint, boundary_ms bigint, boundary_id text, failed_cutoff_ms bigint
+) returns boolean
+language sql immutable
+return case
+    when status = 'SUCCESS'
+         or failed_cutoff_ms is null
+         and status in ('ERROR', 'CANCELLED', 'MAX_RECOVERY_ATTEMPTS_EXCEEDED')
+    then ended_at < cutoff_ms or (created_at, workflow_id) <= (boundary_ms, boundary_id)
+    when status in ('ERROR', 'CANCELLED', 'MAX_RECOVERY_ATTEMPTS_EXCEEDED')
+    then ended_at < failed_cutoff_ms
+    else false end;
+
+-- Where a policy draws its lines at this moment; -1 where it draws none. To find the boundary of
+-- max_rows is to walk past that many workflows, so it is found once a round.
+create or replace function dbos.dbos_async_limits(
+    max_age_ms bigint, max_rows bigint, keep_failed_ms bigint, application text,
+    out cutoff_ms bigint, out boundary_ms bigint, out boundary_id text, out failed_cutoff_ms bigint
+)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_sort = off
+set jit = off
+as $$
+declare
+    now_ms constant bigint := (extract(epoch from clock_timestamp()) * 1000)::bigint;
+begin
+    cutoff_ms := coalesce(now_ms - max_age_ms, -1);
+    failed_cutoff_ms := now_ms - keep_failed_ms;
+    if max_rows is not null then
+        select w.created_at, w.workflow_uuid into boundary_ms, boundary_id
+          from dbos.workflow_status w
+         where (w.status = 'SUCCESS'
+                or keep_failed_ms is null
+                and w.status in ('ERROR', 'CANCELLED', 'MAX_RECOVERY_ATTEMPTS_EXCEEDED'))
+           and (application is null
+                or w.application_name = application or w.application_name is null)
+         order by w.created_at desc, w.workflow_uuid desc
+        offset max_rows limit 1;
+    end if;
+    boundary_ms := coalesce(boundary_ms, -1);
+    boundary_id := coalesce(boundary_id, '');
+end
+$$;
+
+-- The same of a policy as SQL gives it.
+create or replace function dbos.dbos_async_limits_of(
+    max_age interval, max_rows bigint, keep_failed interval, application text,
+    out cutoff_ms bigint, out boundary_ms bigint, out boundary_id text, out failed_cutoff_ms bigint
+)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if max_age is null and max_rows is null then
+        raise exception 'max_age or max_rows must be given: without a limit nothing is pruned';
+    elsif max_age < interval '0' or max_rows < 0 or keep_failed < interval '0' then
+        raise exception 'max_age, max_rows and keep_failed must not be negative';
+    end if;
+    select * into cutoff_ms, boundary_ms, boundary_id, failed_cutoff_ms
+      from dbos.dbos_async_limits(
+           case when max_age is not null
+                then (least(extract(epoch from max_age), 1e11) * 1000)::bigint end,
+           max_rows,
+           case when keep_failed is not null
+                then (least(extract(epoch from keep_failed), 1e11) * 1000)::bigint end,
+           application);
+end
+$$;
+
+-- The next workflows that may go, up to so many, and where the look at them came to: it looks further
+-- where few of them may. Their parents, where they are there still; and the versions of both rows,
+-- since nothing is locked.
+create or replace function dbos.dbos_async_find_prunable(
+    cutoff_ms bigint, boundary_ms bigint, boundary_id text, failed_cutoff_ms bigint,
+    application text, after_ms bigint, after_id text, looks integer,
+    out workflow_ids text[], out versions text[], out parents text[], out parent_versions text[],
+    out reached_ms bigint, out reached_id text, out is_last boolean
+)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_sort = off
+set jit = off
+as $$
+declare
+    found record;
+begin
+    workflow_ids := '{}';
+    reached_ms := after_ms;
+    reached_id := after_id;
+    for turn in 1 .. 10 loop
+        with walked as materialized (
+            select w.workflow_uuid as id, w.xmin::text as version, w.status, w.created_at,
+                   coalesce(w.completed_at, w.updated_at) as ended_at, w.was_forked_from,
+                   w.parent_workflow_id, w.application_name
+              from dbos.workflow_status w
+             where w.created_at >= reached_ms
+               and w.created_at <= greatest(cutoff_ms, boundary_ms, failed_cutoff_ms)
+               and (w.created_at > reached_ms or w.workflow_uuid > reached_id)
+             order by w.created_at, w.workflow_uuid
+             limit looks - cardinality(workflow_ids)
+        ), prunable as materialized (
+            select w.id, w.version, p.id as parent, p.version as parent_version
+              from walked w
+              left join lateral (
+                   select p.workflow_uuid as id, p.xmin::text as version, p.status, p.created_at,
+                          coalesce(p.completed_at, p.updated_at) as ended_at
+                     from dbos.workflow_status p
+                    where p.workflow_uuid = w.parent_workflow_id
+                   offset 0) p on true
+             where dbos.dbos_async_is_past(w.status, w.created_at, w.id, w.ended_at, cutoff_ms,
+                                           boundary_ms, boundary_id, failed_cutoff_ms)
+               and (application is null
+                    or w.application_name = application or w.application_name is null)
+               and (p.id is null
+                    or dbos.dbos_async_is_past(p.status, p.created_at, p.id, p.ended_at, cutoff_ms,
+                                               boundary_ms, boundary_id, failed_cutoff_ms))
+               and not exists (select from dbos.workflow_status c
+                                where c.parent_workflow_id = w.id
+                                  and c.status in ('PENDING', 'ENQUEUED', 'DELAYED')
+                               offset 0)
+               and not (w.was_forked_from
+                        and exists (select from dbos.workflow_status f
+                                     where f.forked_from = w.id and f.forked_from <> ''
+                                       and f.status in ('PENDING', 'ENQUEUED', 'DELAYED')))
+               and not (w.status = 'CANCELLED'
+                        and exists (select from dbos.dbos_async_compensations c
+                                     where c.workflow_uuid = w.id))
+        )
+        select p.ids, p.versions, p.parents, p.parent_versions, l.created_at, l.id,
+               (select count(*) from walked) < looks - cardinality(workflow_ids) as is_last
+          into found
+          from (select array_agg(p.id) as ids, array_agg(p.version) as versions,
+                       array_agg(p.parent) as parents, array_agg(p.parent_version) as parent_versions
+                  from prunable p) p
+          left join (select w.created_at, w.id from walked w
+                      order by w.created_at desc, w.id desc limit 1) l on true;
+        workflow_ids := workflow_ids || found.ids;
+        versions := versions || found.versions;
+        parents := parents || found.parents;
+        parent_versions := parent_versions || found.parent_versions;
+        reached_ms := coalesce(found.created_at, reached_ms);
+        reached_id := coalesce(found.id, reached_id);
+        is_last := found.is_last;
+        exit when is_last or cardinality(workflow_ids) >= looks / 2.0;
+    end loop;
+    versions := coalesce(versions, '{}');
+    parents := coalesce(parents, '{}');
+    parent_versions := coalesce(parent_versions, '{}');
+end
+$$;
+
+-- Deletes what was found, if the rows are the same still and nobody holds them. How many that were,
+-- and how many may be looked at for the next batch, so that its locks are held for 25 ms and a
+-- commit.
+create or replace function dbos.dbos_async_delete_prunable(
+    workflow_ids text[], versions text[], parents text[], parent_versions text[], looks integer,
+    out deleted integer, out next_looks integer
+)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+    began constant timestamptz := clock_timestamp();
+    rows constant text[] := workflow_ids || array_remove(parents, null);
+    row_versions constant text[] := versions || array_remove(parent_versions, null);
+    held text[];
+    doomed text[];
+    took_ms float8;
+begin
+    held := array(
+        select w.workflow_uuid
+          from dbos.workflow_status w
+         where w.workflow_uuid = any(rows)
+           and w.xmin::text in (select unnest(row_versions))
+         order by w.workflow_uuid
+           for update of w skip locked);
+    doomed := array(
+        select t.id
+          from unnest(workflow_ids, parents) as t(id, parent)
+         where t.id in (select unnest(held))
+           and (t.parent is null or t.parent in (select unnest(held))
+                or not exists (select from dbos.workflow_status p
+                                where p.workflow_uuid = t.parent)));
+    delete from dbos.operation_outputs o where o.workflow_uuid = any(doomed);
+    delete from dbos.workflow_input i where i.workflow_uuid = any(doomed);
+    delete from dbos.workflow_output o where o.workflow_uuid = any(doomed);
+    delete from dbos.workflow_status w where w.workflow_uuid = any(doomed);
+    deleted := cardinality(doomed);
+    took_ms := 1 + extract(epoch from clock_timestamp() - began) * 1000;
+    next_looks := case when took_ms > 25 then greatest(10, deleted * 25 / took_ms)
+                       else least(5000, greatest(looks, least(2 * looks, deleted * 25 / took_ms)))
+                  end;
+end
+$$;
+
+-- One batch: what is found after a position, deleted.
+create or replace function dbos.dbos_async_prune(
+    cutoff_ms bigint, boundary_ms bigint, boundary_id text, failed_cutoff_ms bigint,
+    application text, after_ms bigint, after_id text, looks integer,
+    out deleted integer, out reached_ms bigint, out reached_id text, out is_last boolean,
+    out next_looks integer
+)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    found record;
+begin
+    found := dbos.dbos_async_find_prunable(cutoff_ms, boundary_ms, boundary_id, failed_cutoff_ms,
+                                           application, after_ms, after_id, looks);
+    select d.deleted, d.next_looks into deleted, next_looks
+      from dbos.dbos_async_delete_prunable(found.workflow_ids, found.versions, found.parents,
+                                           found.parent_versions, looks) d;
+    reached_ms := found.reached_ms;
+    reached_id := found.reached_id;
+    is_last := found.is_last;
+end
+$$;
+
+-- Prunes one batch: workflows that ended longer than max_age ago, or of which max_rows newer ones
+-- are kept. Those that failed (ERROR, CANCELLED, dead letters) go like all others, or keep_failed
+-- after their end; `interval '1000 years'` keeps them. application_name: of that application, and of
+-- none; NULL: of all. How many were deleted, whether there may be more, and where it came to: given
+-- as after_ms and after_id, the next call goes on there. Nothing before it is deleted then.
+create or replace function dbos.prune(
+    max_age interval default null,
+    max_rows bigint default null,
+    keep_failed interval default null,
+    batch_size integer default 1000,
+    application_name text default null,
+    after_ms bigint default 0,
+    after_id text default '',
+    out deleted integer,
+    out is_last boolean,
+    out reached_ms bigint,
+    out reached_id text
+)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    past record;
+    batch record;
+begin
+    if batch_size is null or batch_size not between 1 and 10000 then
+        raise exception 'batch_size must be from 1 to 10000';
+    end if;
+    past := dbos.dbos_async_limits_of(max_age, max_rows, keep_failed, application_name);
+    reached_ms := coalesce(after_ms, 0);
+    reached_id := coalesce(after_id, '');
+    loop
+        batch := dbos.dbos_async_prune(
+            past.cutoff_ms, past.boundary_ms, past.boundary_id, past.failed_cutoff_ms,
+            application_name, reached_ms, reached_id, batch_size);
+        deleted := batch.deleted;
+        is_last := batch.is_last;
+        reached_ms := batch.reached_ms;
+        reached_id := batch.reached_id;
+        exit when deleted > 0 or is_last;
+    end loop;
+end
+$$;
+
+-- Prunes all that may go, with a commit after each batch and a rest of three times its length:
+--     call dbos.prune_all(max_age => interval '30 days', keep_failed => interval '1 year');
+-- It must not be called in a transaction. No search_path is set, which would forbid the commits: all
+-- that is called here is in dbos, or of one meaning only.
+create or replace procedure dbos.prune_all(
+    max_age interval default null,
+    max_rows bigint default null,
+    keep_failed interval default null,
+    application_name text default null,
+    inout deleted bigint default 0
+)
+language plpgsql
+as $$
+declare
+    past record;
+    batch record;
+    began timestamptz;
+    position_ms bigint := 0;
+    position_id text := '';
+    looks integer := 100;
+begin
+    past := dbos.dbos_async_limits_of(max_age, max_rows, keep_failed, application_name);
+    deleted := 0;
+    loop
+        began := pg_catalog.clock_timestamp();
+        batch := dbos.dbos_async_prune(
+            past.cutoff_ms, past.boundary_ms, past.boundary_id, past.failed_cutoff_ms,
+            application_name, position_ms, position_id, looks);
+        commit;
+        deleted := deleted + batch.deleted;
+        exit when batch.is_last;
+        position_ms := batch.reached_ms;
+        position_id := batch.reached_id;
+        looks := batch.next_looks;
+        perform pg_catalog.pg_sleep(3 * extract(epoch from pg_catalog.clock_timestamp() - began));
+    end loop;
 end
 $$;
 
@@ -897,17 +1252,36 @@ execute function dbos.dbos_async_keep_payloads();
 -- A workflow that is cancelled can record nothing more, so what its sagas have open is undone by
 -- another one, '<its id>-compensate', which exists from the same commit on, whoever cancels. It is
 -- of the same version of the code, on behalf of the same caller, and a child of the cancelled one.
--- That this starts none twice is the id's doing.
-create or replace function dbos.dbos_async_compensate(workflow_id text) returns boolean
+-- Where the id is taken, by an earlier workflow of the same id or by somebody, a number is added. A
+-- cancellation starts one unless one is alive; the leader, again => false, unless there was one.
+create or replace function dbos.dbos_async_compensate(workflow_id text, again boolean default false)
+returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    new_id text := workflow_id || '-compensate';
 begin
+    perform from dbos.dbos_async_compensations c where c.workflow_uuid = workflow_id;
+    if not found then
+        return false;
+    end if;
+    perform from dbos.workflow_status c, dbos.workflow_status w
+      where w.workflow_uuid = workflow_id and c.parent_workflow_id = workflow_id
+        and c.name = 'DBOS.compensate' and c.created_at >= w.created_at
+        and (not again or c.status in ('PENDING', 'ENQUEUED', 'DELAYED'));
+    if found then
+        return false;
+    end if;
+    for number in 2 .. 1000 loop
+        exit when not exists (select from dbos.workflow_status w where w.workflow_uuid = new_id);
+        new_id := workflow_id || '-compensate-' || number;
+    end loop;
     insert into dbos.workflow_status
            (workflow_uuid, status, name, inputs, serialization, queue_name, application_name,
             application_version, parent_workflow_id, authenticated_user, authenticated_roles,
             assumed_role)
-    select w.workflow_uuid || '-compensate', 'ENQUEUED', 'DBOS.compensate',
+    select new_id, 'ENQUEUED', 'DBOS.compensate',
            json_build_object('positionalArgs', json_build_array(w.workflow_uuid),
                              'namedArgs', json_build_object())::text,
            'portable_json', '_dbos_internal_queue', w.application_name, w.application_version,
@@ -941,7 +1315,7 @@ as $$
 begin
     if exists (select from dbos.dbos_async_compensations c
                 where c.workflow_uuid = new.workflow_uuid) then
-        perform dbos.dbos_async_compensate(new.workflow_uuid);
+        perform dbos.dbos_async_compensate(new.workflow_uuid, again => true);
     end if;
     return null;
 exception

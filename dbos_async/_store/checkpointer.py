@@ -45,6 +45,7 @@ from dbos_async._store.batches import (
     step_of,
     taken,
 )
+from dbos_async._store.connections import adopt
 from dbos_async._store.database import (
     DEADLINE,
     PASSING,
@@ -75,14 +76,11 @@ MAX_LOSSES: Final = 10
 FLUSH: Final = 5.0
 """Seconds that a shutdown waits for Postgres to take the last writes; they have no callers left."""
 
-SESSION: Final = """
-select set_config('lock_timeout', '50ms', false), set_config('enable_seqscan', 'off', false),
-       set_config('plan_cache_mode', 'force_generic_plan', false)
-"""
+SETTINGS: Final = "set lock_timeout = '50ms'; set plan_cache_mode = force_generic_plan;"
 
 # One turn of a write that waits for a row. A connection that a turn fails on is not used again.
-TURN: Final = "select set_config('lock_timeout', '500ms', false)"
-END_OF_TURN: Final = "select set_config('lock_timeout', '0', false)"
+TURN: Final = "set lock_timeout = '500ms';"
+END_OF_TURN: Final = "set lock_timeout = 0;"
 
 
 class CrashPoint(Protocol):
@@ -128,7 +126,7 @@ class Checkpointer:
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Checkpointer"]:
         """Write batches for the length of the block; leave none behind."""
-        self._connection = await self._connect()
+        await self._connected()
         try:
             async with running(self.close, checkpointer=self._run()):
                 yield self
@@ -284,9 +282,9 @@ class Checkpointer:
 
     async def _record_aside(self, waiting: Waiting) -> None:
         async with self._database.lease() as connection:
-            await connection.execute(TURN)
+            await adopt(connection, TURN)
             await self._record(connection, [waiting])
-            await connection.execute(END_OF_TURN)
+            await adopt(connection, END_OF_TURN)
 
     async def _record(self, connection: Connection, batch: list[Waiting]) -> None:
         """Write a batch: what tells others something with the steps, then the rest, then receipts.
@@ -420,15 +418,8 @@ class Checkpointer:
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
-            self._connection = await self._connect()
+            self._connection = await self._database.dial("checkpointer", SETTINGS)
         return self._connection
-
-    async def _connect(self) -> Connection:
-        connection = await self._database.dial("checkpointer")
-        with translated():
-            async with asyncio.timeout(DEADLINE):
-                await connection.execute(SESSION)
-        return connection
 
     def _disconnect(self) -> None:
         if self._connection is not None:

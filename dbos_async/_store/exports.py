@@ -94,15 +94,33 @@ async def export(database: Database, payloads: Payloads, workflow_ids: Sequence[
     Raises:
         PayloadStoreError: a large value of one is not to be had.
     """
+    return enclosed(await fetch(database, payloads, workflow_ids))
+
+
+async def export_lines(
+    database: Database, payloads: Payloads, workflow_ids: Sequence[str]
+) -> list[str]:
+    """The same of each workflow by itself, without a line break. Raises as `export` does."""
+    workflows = await fetch(database, payloads, workflow_ids)
+    return [enclosed([workflow]).replace("\n", " ") for workflow in workflows]
+
+
+async def fetch(
+    database: Database, payloads: Payloads, workflow_ids: Sequence[str]
+) -> list[msgspec.Raw | ExportedWorkflow]:
+    """Workflows to be exported, with what is in the payload store. Raises as `export` does."""
     async with database.lease() as connection:
         rows = await connection.fetch(sql.EXPORT, list(workflow_ids))
-    workflows = [
+    return [
         await inlined(row[0], payloads) if PREFIX in row[0] else msgspec.Raw(row[0].encode())
         for row in rows
     ]
-    return msgspec.json.encode(
-        {"format": FORMAT, "version": VERSION, "workflows": workflows}
-    ).decode()
+
+
+def enclosed(workflows: list[msgspec.Raw | ExportedWorkflow]) -> str:
+    """Workflows as an export."""
+    export = {"format": FORMAT, "version": VERSION, "workflows": workflows}
+    return msgspec.json.encode(export).decode()
 
 
 async def inlined(text: str, payloads: Payloads) -> ExportedWorkflow:

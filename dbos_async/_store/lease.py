@@ -14,9 +14,9 @@ What may be true at each beat: the session holds the locks, or it is lost and ot
 have taken over (`on_lost`), which the fence makes harmless; the lock is taken again on a new one.
 No clocks are compared, and no rows are written.
 
-Behind a pooler that gives every transaction another session, locks say nothing. Then the row in
-`dbos_async_executors` is the lease, renewed by each beat on the database's clock; there is no
-leader, and everybody does its duties, which are idempotent.
+Behind a pooler that gives every transaction another session, locks say nothing. Where there is no
+way past it (`listen_url`), the row in `dbos_async_executors` is the lease, renewed by each beat on
+the database's clock; there is no leader, and everybody does its duties, which are idempotent.
 
 A process that was given up while it stood still may wake and find that another has its id. It could
 only hide behind that one's lock, so it starts nothing more, and says so.
@@ -38,6 +38,7 @@ from dbos_async._log import log
 from dbos_async._store import sql
 from dbos_async._store.database import Connection, Database, count_of, translated
 from dbos_async._store.records import ExecutorRow
+from dbos_async._store.slots import Slots
 
 LEAD_POLL: Final = 1.7
 """Seconds between tries to become the leader: a dead one has a successor within two."""
@@ -91,7 +92,9 @@ class Lease:
         self._thread_loop = asyncio.SelectorEventLoop()
         self._wake = asyncio.Event()
         self._is_stopping = False
+        self._slots = Slots(1)
         self._connection: Connection | None = None
+        self._backend: object = None
         self._by_row = False
         self._is_held = False
 
@@ -142,6 +145,7 @@ class Lease:
                 await self._beat()
         finally:
             await self._let_go()
+            await self._slots.close()
 
     async def _hold_first(self) -> None:
         losses = 0
@@ -201,7 +205,7 @@ class Lease:
         if self._connection is None:
             await self._connect()
         elif self._is_held and not self._by_row:
-            await self._ask("select 1")
+            await self._see_backend()
         if self._by_row or not self._is_held:
             was_held = self._is_held
             if not await self._hold():
@@ -226,41 +230,17 @@ class Lease:
             self._is_stopping = True
 
     async def _connect(self) -> None:
-        self._connection = connection = await self._database.connect("executor lock")
-        if await self._is_shared():
-            if not self._by_row:
-                log.warning(
-                    "a pooler gives every transaction another session: this process says that it "
-                    "lives by writing a row, and every process does the leader's work. Give "
-                    "dbos_async a direct connection, or a pooler in session mode",
-                )
-            self._by_row = True
-        else:
-            self._by_row = False
+        self._by_row = self._database.is_deaf
+        self._connection = await self._database.connect("executor lock", self._slots, direct=True)
+        if not self._by_row:
+            self._backend = await self._ask(sql.FETCH_BACKEND)
             await self._ask(sql.LIMIT_IDLENESS, f"{round(self._seconds * 1000)}ms")
-        assert connection is self._connection
 
-    async def _is_shared(self) -> bool:
-        """Whether others use this session between our statements.
-
-        A pooler answers with a process id of its own. One that keeps a session for each of its
-        clients keeps settings, too, and shows them to nobody else.
-        """
-        connection = self._connection
-        assert connection is not None
-        if await self._ask(sql.FETCH_BACKEND) == connection.get_server_pid():
-            return False
-        mark = self._identity.boot
-        await self._ask(sql.MARK_SESSION, mark)
-        other = await self._database.connect("pooler probe")
-        try:
-            with translated():
-                async with asyncio.timeout(DEADLINE), other.transaction():
-                    seen = await other.fetchval(sql.FETCH_MARK)
-                    kept = await connection.fetchval(sql.FETCH_MARK)
-        finally:
-            other.terminate()
-        return bool(seen == mark or kept != mark)
+    async def _see_backend(self) -> None:
+        """Ask for a sign of life, from the session that has our locks."""
+        if await self._ask(sql.FETCH_BACKEND) != self._backend:
+            self._database.find_shared(direct=True)
+            raise errors.DatabaseLostError("a pooler has given us another session")
 
     async def _hold(self) -> bool:
         """Take the lease, or renew one that is a row; whether it is ours now."""

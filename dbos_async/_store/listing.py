@@ -4,6 +4,7 @@ A page goes by one index, chosen here: a statement that serves every filter cann
 
     workflow_ids ─▶ their rows     parent_workflow_id ─▶ its children     forked_from ─▶ its forks
     status, without SUCCESS ─▶ what has not ended, and what failed by age
+    waiting_for ─▶ what has not ended
     anything else ─▶ a walk through all by age, within created_after and created_before
 """
 
@@ -38,6 +39,7 @@ TEXTS: Final = (
     "user",
     "schedule_name",
     "application_name",
+    "waiting_for",
 )
 MOMENTS: Final = (
     "created_after",
@@ -47,6 +49,8 @@ MOMENTS: Final = (
     "dequeued_after",
     "dequeued_before",
 )
+WAITING: Final[tuple[Status, ...]] = ("PENDING", "DELAYED")
+"""States in which `waiting_for` counts; in others it may be left over."""
 FLAGS: Final = ("queues_only", "was_forked_from", "is_fork", "has_parent")
 GROUPS: Final = ("status", "name", "queue_name", "app_version", "executor_id", "application_name")
 """What counts may be grouped by."""
@@ -74,6 +78,7 @@ class Filter(Struct, frozen=True, kw_only=True):
     user: Texts | None = None
     schedule_name: Texts | None = None
     application_name: Texts | None = None
+    waiting_for: Texts | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
     completed_after: datetime | None = None
@@ -117,8 +122,16 @@ class Filter(Struct, frozen=True, kw_only=True):
 
     def within(self, statuses: Sequence[Status]) -> "Filter":
         """The same, only in these states."""
-        asked = self.texts("status")
+        asked = self.states
         return structs.replace(self, status=[s for s in statuses if asked is None or s in asked])
+
+    @property
+    def states(self) -> list[str] | None:
+        """The states that it lets through; None if all."""
+        asked = self.texts("status")
+        if self.waiting_for is None:
+            return asked
+        return [status for status in WAITING if asked is None or status in asked]
 
     def texts(self, field: str) -> list[str] | None:
         """What a field lets through; None if everything.
@@ -137,7 +150,7 @@ class Filter(Struct, frozen=True, kw_only=True):
         return cast(list[str], several)
 
     def values(self, after: Place | None, *, newest_first: bool) -> tuple[object, ...]:
-        """The filter and where to go on, as the first 25 arguments of a listing."""
+        """The filter and where to go on, as the first 26 arguments of a listing."""
         first_ms, last_ms = self._bound("created_after"), self._bound("created_before")
         first_ms = FIRST_MS if first_ms is None else first_ms
         last_ms = LAST_MS if last_ms is None else last_ms
@@ -147,7 +160,7 @@ class Filter(Struct, frozen=True, kw_only=True):
             begin = nearer(begin, after.created_at_ms)
             from_id = after.workflow_id if begin == after.created_at_ms else None
         return (
-            self.texts("status"),
+            self.states,
             self.texts("name"),
             self.texts("queue_name"),
             self.texts("workflow_id_prefix"),
@@ -172,6 +185,7 @@ class Filter(Struct, frozen=True, kw_only=True):
             self.is_fork,
             self.has_parent,
             codec.encode(dict(self.attributes)) if self.attributes else None,
+            self.texts("waiting_for"),
         )
 
     def _bound(self, field: str) -> int | None:
@@ -261,6 +275,6 @@ def statement_for(chosen: Filter, *, newest_first: bool) -> LiteralString:
         return sql.LIST_FORKS
     if chosen.attributes:
         return sql.LIST_TAGGED
-    if chosen.status is not None and "SUCCESS" not in (chosen.texts("status") or ()):
+    if chosen.states is not None and "SUCCESS" not in chosen.states:
         return sql.LIST_UNSUCCESSFUL
     return sql.LIST_NEWEST if newest_first else sql.LIST_OLDEST

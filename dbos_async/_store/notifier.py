@@ -10,6 +10,9 @@ process that ends in order tells what it has posted.
 
 The connection has no state worth keeping: a lost one is replaced, its posts go out again, and the
 recheck that follows makes up for what was missed.
+
+Behind a pooler that gives every transaction another session there is nothing to listen on: news is
+told as ever, to those who can hear it, and this process looks for it every `DEAF_RECHECK`.
 """
 
 import asyncio
@@ -63,11 +66,13 @@ CHANNELS: Final = (
     EVENTS,
 )
 
-NOT_DURABLE: Final = "select set_config('synchronous_commit', 'off', false)"
+NOT_DURABLE: Final = "set synchronous_commit = off;"
 """A commit that notifies waits for the disk like any other, with a lock that all who notify share;
 but a server that crashes has lost its listeners, too."""
 MAX_PAYLOAD_BYTES: Final = 7_900
 """Below the 8,000 bytes that NOTIFY allows. Source: Postgres manual, NOTIFY."""
+DEAF_RECHECK: Final = 1.0
+"""Seconds between rechecks, at most, where news is not heard."""
 STATEMENT_DEADLINE: Final = 10.0
 FAREWELL: Final = 1.0
 """Seconds that the last news has to leave."""
@@ -92,6 +97,7 @@ class Notifier:
         self._recheck_interval = recheck_interval
         self._on_news = on_news
         self._on_recheck = on_recheck
+        self._backend: int | None = None
         self._posted: defaultdict[str, set[str]] = defaultdict(set)
         self._arrived = asyncio.Event()
         self._silent_until = 0.0
@@ -150,13 +156,14 @@ class Notifier:
                 lost = exc
 
     async def _connect(self) -> Connection:
-        connection = await self._database.dial("notifier")
+        connection = await self._database.dial("notifier", NOT_DURABLE, direct=True)
         with translated():
             async with asyncio.timeout(STATEMENT_DEADLINE):
-                await connection.execute(NOT_DURABLE)
                 connection.add_termination_listener(lambda _: self._arrived.set())
-                for channel in CHANNELS:
-                    await connection.add_listener(channel, self._heard)
+                if not self._database.is_deaf:
+                    self._backend = await connection.fetchval(sql.FETCH_BACKEND)
+                    for channel in CHANNELS:
+                        await connection.add_listener(channel, self._heard)
                 await self._look_at_clock(connection)
         return connection
 
@@ -205,11 +212,14 @@ class Notifier:
     def _heard(self, connection: Any, pid: int, channel: str, payload: object) -> None:
         if connection.is_closed():  # the last words of a connection that is gone; a recheck follows
             return
-        if pid != connection.get_server_pid() and isinstance(payload, str):
+        if pid != self._backend and isinstance(payload, str):
             self._on_news(channel, words_of(payload))
 
     def _jittered(self) -> float:
-        return self._recheck_interval * random.uniform(0.8, 1.2)  # noqa: S311  # spreads processes
+        interval = self._recheck_interval
+        if self._database.is_deaf:
+            interval = min(interval, DEAF_RECHECK)
+        return interval * random.uniform(0.8, 1.2)  # noqa: S311  # spreads processes
 
 
 def payloads_of(words: Iterable[str]) -> Iterator[str]:

@@ -95,6 +95,13 @@ async def find_incarnation(database: Database, workflow_id: str, owner: str) -> 
     return found
 
 
+async def find_cancelled_incarnation(database: Database, workflow_id: str) -> str:
+    """Which incarnation of a workflow was cancelled; nobody's, if it is gone."""
+    async with database.lease() as connection:
+        found = await connection.fetchval(sql.FIND_CANCELLED_INCARNATION, workflow_id)
+    return str(found or "")
+
+
 @asynccontextmanager
 async def begun(
     datasource: Datasource[Any], *, commits: bool = False

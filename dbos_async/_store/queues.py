@@ -94,6 +94,19 @@ async def depth(database: Database, name: str) -> int:
     return count
 
 
+async def undone(database: Database, name: str, application: str | None) -> int:
+    """How many workflows wait on a queue or run off it.
+
+    Raises:
+        QueueNotFoundError: there is no such queue.
+    """
+    async with database.lease() as connection:
+        count: int | None = await connection.fetchval(sql.COUNT_UNDONE, name, application)
+    if count is None:
+        raise errors.QueueNotFoundError(f"there is no queue named {name!r}")
+    return count
+
+
 async def fetch_waiting(database: Database, names: Collection[str]) -> list[str]:
     """Which of these queues have anything that waits."""
     rows = await database.fetch(sql.FIND_WAITING, list(names), into=QueueName)

@@ -25,7 +25,9 @@ from typing import Final, NamedTuple
 import asyncpg
 
 from dbos_async import errors
+from dbos_async._config import LISTEN_URL_VARIABLE
 from dbos_async._log import log
+from dbos_async._store.connections import is_shared
 from dbos_async._store.database import DEADLINE, Connection, translated
 
 SCHEMA_VERSION: Final = 3
@@ -45,6 +47,7 @@ TURN_PATIENCE: Final = 900.0
 
 FETCH_VERSION: Final = "select version from dbos.dbos_async_schema"
 TAKE_TURN: Final = "select pg_try_advisory_lock(hashtextextended('dbos_async schema', 0))"
+AWAIT_TURN: Final = "select pg_advisory_xact_lock(hashtextextended('dbos_async schema', 0))"
 END_TURN: Final = "select pg_advisory_unlock(hashtextextended('dbos_async schema', 0))"
 LIMIT_TRANSACTION: Final = """
 select set_config('lock_timeout', $1, true), set_config('statement_timeout', '0', true)
@@ -67,6 +70,16 @@ FIND_INDEX: Final = """
 select i.indisvalid, format('drop index concurrently if exists dbos.%I', c.relname)
   from pg_index i join pg_class c on c.oid = i.indexrelid
  where c.relnamespace = to_regnamespace('dbos') and c.relname = $1
+"""
+
+# Indexes of the official library, which only make writes dearer here. Unique ones stay: its clients
+# name them in their statements.
+FIND_FOREIGN_INDEXES: Final = """
+select c.relname::text, format('drop index concurrently if exists dbos.%I', c.relname)
+  from pg_index i join pg_class c on c.oid = i.indexrelid
+ where c.relnamespace = to_regnamespace('dbos') and not i.indisunique
+   and (starts_with(c.relname, 'idx_') or c.relname = 'workflow_status_created_at_index')
+ order by 1
 """
 
 WHO: Final = "select current_user::text, current_database()::text"
@@ -117,12 +130,12 @@ COLUMN: Final = (
     r'(?!primary key \(|foreign key \(|unique \(|check \()"?(\w+)"? '
 )
 INDEX: Final = r"^create (?:unique )?index if not exists (\w+)"
-FUNCTION: Final = r"^create or replace function dbos\.(\w+)"
+FUNCTION: Final = r"^create or replace (?:function|procedure) dbos\.(\w+)"
 SEQUENCE: Final = r"^create sequence if not exists dbos\.(\w+)"
 
 WAYS_OUT: Final = (
-    "launch once with migrate=True as a role that owns the schema or may create it, "
-    "or apply the package's schema.sql with psql"
+    "launch once with migrate=True, or run `dbos-async migrate`, as a role that owns the schema or "
+    "may create it, or apply the package's schema.sql with psql"
 )
 
 
@@ -131,6 +144,13 @@ class Name(NamedTuple):
 
     kind: str
     name: str
+
+
+class ForeignIndex(NamedTuple):
+    """An index that is not ours, and the statement that drops it."""
+
+    name: str
+    drop: str
 
 
 class Parts(NamedTuple):
@@ -176,6 +196,9 @@ async def install(connection: Connection, *, patience: float = PATIENCE) -> None
     with translated():
         if await _is_installed(connection):
             return
+        if is_shared(connection):
+            await _install_at_once(connection)
+            return
         async with _permitted(connection), _turn(connection):
             if not await _is_installed(connection):
                 await _apply(connection, patience)
@@ -194,7 +217,7 @@ async def check_installed(connection: Connection) -> None:
         found = f"is at version {version}, older than" if version else "is missing, or not"
         raise errors.ConfigurationError(
             f"the schema dbos in this database {found} this release's: is the URL that of the app? "
-            "Launch the app once, which installs it"
+            "Launch the app once, or run `dbos-async migrate`: either installs it"
         )
 
 
@@ -213,6 +236,35 @@ async def verify(connection: Connection) -> None:
             f"the schema dbos is at version {version}, but this release needs {SCHEMA_VERSION}: "
             f"{WAYS_OUT}"
         )
+
+
+async def find_missing(connection: Connection) -> list[str]:
+    """What the schema lacks of what schema.sql makes."""
+    return missing_of(names_of(schema_text()), await _fetch_names(connection))
+
+
+async def find_foreign_indexes(connection: Connection) -> list[ForeignIndex]:
+    """The indexes that the official library made, and that no statement of ours uses."""
+    ours = {name for kind, name in names_of(schema_text()) if kind == "index"}
+    rows = await connection.fetch(FIND_FOREIGN_INDEXES, timeout=DEADLINE)
+    return [ForeignIndex(*row) for row in rows if row[0] not in ours]
+
+
+async def drop_foreign_indexes(connection: Connection, *, patience: float = PATIENCE) -> list[str]:
+    """Drop those, one at a time, while everybody works; their names.
+
+    Raises:
+        ConfigurationError: the role does not own the tables.
+        DatabaseError: others' transactions were in the way for `patience` seconds; it names them.
+        DatabaseLostError: the connection broke; dropping again is safe.
+    """
+    with translated():
+        async with _permitted(connection), _turn(connection), _limited(connection, patience):
+            found = await find_foreign_indexes(connection)
+            for index in found:
+                drop = partial(connection.execute, index.drop, timeout=BUILD_TIMEOUT)
+                await _patiently(connection, patience, drop)
+    return [index.name for index in found]
 
 
 @cache
@@ -250,8 +302,12 @@ def missing_of(expected: list[Name], found: set[Name]) -> list[str]:
     ]
 
 
+async def _fetch_names(connection: Connection) -> set[Name]:
+    return {Name(*row) for row in await connection.fetch(FETCH_NAMES, timeout=DEADLINE)}
+
+
 async def _check_names(connection: Connection) -> None:
-    found = {Name(*row) for row in await connection.fetch(FETCH_NAMES, timeout=DEADLINE)}
+    found = await _fetch_names(connection)
     if not found:
         raise errors.ConfigurationError(
             f"there is no schema dbos with tables in this database: {WAYS_OUT}"
@@ -264,8 +320,7 @@ async def _is_installed(connection: Connection) -> bool:
     version = await _fetch_version(connection)
     if version != SCHEMA_VERSION:
         return version > SCHEMA_VERSION
-    found = {Name(*row) for row in await connection.fetch(FETCH_NAMES, timeout=DEADLINE)}
-    return not missing_of(names_of(schema_text()), found)
+    return not await find_missing(connection)
 
 
 async def _fetch_version(connection: Connection) -> int:
@@ -320,7 +375,11 @@ async def _apply(connection: Connection, patience: float) -> None:
         await _in_transaction(connection, "".join(parts))
         log.info("schema installed", version=SCHEMA_VERSION)
         return
-    await _patiently(connection, patience, lambda: _in_transaction(connection, parts.tables))
+    try:
+        await _patiently(connection, patience, lambda: _in_transaction(connection, parts.tables))
+    except asyncpg.UndefinedColumnError:  # an adopted table lacks what a trigger looks at
+        await _check_names(connection)
+        raise
     async with _limited(connection, patience):
         for index in re.finditer(INDEX + "[^;]*;", parts.indexes, re.MULTILINE):
             build = partial(_build, connection, name=index[1], statement=index[0])
@@ -328,6 +387,26 @@ async def _apply(connection: Connection, patience: float) -> None:
     await _check_names(connection)  # an adopted table may lack what `if not exists` does not add
     await _patiently(connection, patience, lambda: _in_transaction(connection, parts.version))
     log.info("schema brought up to date", version=SCHEMA_VERSION)
+
+
+async def _install_at_once(connection: Connection) -> None:
+    """Install into an empty database where no session is ours: one transaction, and its lock.
+
+    Raises:
+        ConfigurationError: there is something to be brought up to date.
+    """
+    async with _permitted(connection), connection.transaction():
+        await connection.execute(AWAIT_TURN)
+        if not await _is_inhabited(connection):
+            await _in_transaction(connection, schema_text())
+            log.info("schema installed", version=SCHEMA_VERSION)
+            return
+    if not await _is_installed(connection):
+        raise errors.ConfigurationError(
+            "the schema dbos has to be brought up to date, and a pooler in transaction mode is in "
+            f"the way: launch once with listen_url= ({LISTEN_URL_VARIABLE}) or database_url= that "
+            "leads past it"
+        )
 
 
 async def _is_inhabited(connection: Connection) -> bool:
@@ -379,13 +458,14 @@ async def _limited(connection: Connection, patience: float) -> AsyncIterator[Non
 
 
 async def _patiently(
-    connection: Connection, patience: float, change: Callable[[], Awaitable[None]]
+    connection: Connection, patience: float, change: Callable[[], Awaitable[object]]
 ) -> None:
     """Make the `change`, again and again while others' locks are in its way."""
     deadline = _now() + patience
     while True:
         try:
-            return await change()
+            await change()
+            return
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as exc:
             blockers = await _fetch_blockers(connection)
             if _now() > deadline:

@@ -10,12 +10,14 @@ from dbos_async._store.sql.debounces import *
 from dbos_async._store.sql.effects import *
 from dbos_async._store.sql.enqueues import *
 from dbos_async._store.sql.executors import *
+from dbos_async._store.sql.health import *
 from dbos_async._store.sql.limiters import *
 from dbos_async._store.sql.listing import *
 from dbos_async._store.sql.management import *
 from dbos_async._store.sql.messages import *
 from dbos_async._store.sql.parking import *
 from dbos_async._store.sql.payloads import *
+from dbos_async._store.sql.pruning import *
 from dbos_async._store.sql.queues import *
 from dbos_async._store.sql.schedules import *
 from dbos_async._store.sql.streams import *

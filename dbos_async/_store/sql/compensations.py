@@ -60,9 +60,10 @@ delete from dbos.dbos_async_compensations c
 
 # Whether a workflow was compensated after its cancellation, or is about to be.
 FIND_COMPENSATION: Final = """
-select w.workflow_uuid
-  from dbos.workflow_status w
- where w.workflow_uuid = $1::text || '-compensate' and w.name = 'DBOS.compensate'
+select c.workflow_uuid
+  from dbos.workflow_status w join dbos.workflow_status c on c.parent_workflow_id = w.workflow_uuid
+ where w.workflow_uuid = $1::text and c.name = 'DBOS.compensate' and c.created_at >= w.created_at
+ limit 1
 """
 
 # The safety net under the trigger on cancellations: of the next $2 open compensations after

@@ -63,6 +63,12 @@ select coalesce(w.creator_xid, cast(w.created_at as text))
  where w.workflow_uuid = $1
    and case w.status when 'PENDING' then w.owner_xid end = $2
 """
+# The same of a workflow that was cancelled, for who undoes what it did.
+FIND_CANCELLED_INCARNATION: Final = """
+select coalesce(w.creator_xid, cast(w.created_at as text))
+  from dbos.workflow_status w
+ where w.workflow_uuid = $1
+"""
 FETCH_SYSTEM: Final = "select cast(s.system_id as text) from dbos.dbos_async_schema s"
 
 # The table's columns; no row if there is none.
@@ -121,8 +127,9 @@ delete from dbos.datasource_outputs o
 """
 
 # Of these workflows' ($1) steps ($2) those that need no such row any more: they are recorded, or
-# their workflow ended, or was deleted or rewound since ($3: who it was). A fork's row without a key
-# is a copy, and has none.
+# their workflow ended for good, or was deleted or rewound since ($3: who it was). One that was
+# cancelled may be resumed, unless it was compensated, and who does that looks there, too. A fork's
+# row without a key is a copy, and has none.
 FIND_SPENT: Final = """
 select t.place
   from unnest($1::text[], $2::text[], $3::text[]) with ordinality
@@ -133,6 +140,10 @@ select t.place
         where w.workflow_uuid = t.workflow_uuid offset 0) w on true
  where w.incarnation is distinct from t.incarnation
     or w.status in ('SUCCESS', 'ERROR')
+    or w.status = 'CANCELLED' and exists (
+           select from dbos.workflow_status c
+            where c.parent_workflow_id = t.workflow_uuid and c.name = 'DBOS.compensate'
+              and c.status = 'SUCCESS')
     or exists (select from dbos.operation_outputs o
                 where o.workflow_uuid = t.workflow_uuid
                   and (o.step_key = t.step_key

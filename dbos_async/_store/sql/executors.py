@@ -4,10 +4,16 @@ from typing import Final
 
 _NOW_MS: Final = "(extract(epoch from clock_timestamp()) * 1000)::bigint"
 
-# Whether both ends mean the same session: a pooler answers with a process id of its own.
+# Which process of the server answers: behind a pooler, not the one that it named at first.
 FETCH_BACKEND: Final = "select pg_backend_pid()"
-MARK_SESSION: Final = "select set_config('dbos_async.mark', $1, false)"
-FETCH_MARK: Final = "select current_setting('dbos_async.mark', true)"
+# Which database this is, whatever the way to it.
+FETCH_PLACE: Final = """
+select d.oid::bigint, pg_postmaster_start_time()
+  from pg_database d
+ where d.datname = current_database()
+"""
+# A session that is busy with a statement of ours sees that we are gone.
+HEED_OUR_END: Final = "select set_config('client_connection_check_interval', '1s', false)"
 
 # One advisory lock an executor, held by a session of its own as long as the process lives.
 LIMIT_IDLENESS: Final = "select set_config('idle_session_timeout', $1, false)"

@@ -41,23 +41,25 @@ _FITS: Final = """
        and ($23::bool is null or (w.forked_from is not null) = $23)
        and ($24::bool is null or (w.parent_workflow_id is not null) = $24)
        and ($25::text is null or w.attributes @> $25::text::jsonb)
+       and ($26::text[] is null or w.waiting_for = any($26)
+            or split_part(w.waiting_for, ' ', 1) = any($26))
 """
 _SORTED: Final = """
      order by case when $8 then -w.created_at else w.created_at + 0 end,
               case when $8 then w.workflow_uuid end desc, w.workflow_uuid
-     limit $26::bigint offset $27::bigint
+     limit $27::bigint offset $28::bigint
 """
 
 # The rows of `page`. Arguments and results are as large as they like: only if asked for.
 _ROWS_OF_PAGE: Final = """
 select w.workflow_uuid, w.status, w.name, w.class_name, w.config_name,
-       case when $28::bool then
+       case when $29::bool then
            coalesce((select i.inputs from dbos.workflow_input i
                       where i.workflow_uuid = w.workflow_uuid), w.inputs) end,
-       case when $29::bool then
+       case when $30::bool then
            coalesce((select o.output from dbos.workflow_output o
                       where o.workflow_uuid = w.workflow_uuid), w.output) end,
-       case when $29 then
+       case when $30 then
            coalesce((select o.error from dbos.workflow_output o
                       where o.workflow_uuid = w.workflow_uuid), w.error) end,
        w.serialization, w.executor_id, w.application_version, w.application_name, w.queue_name,
@@ -83,11 +85,11 @@ _FROM: Final = """
 # A walk through all workflows by age, which stops when it has enough.
 LIST_NEWEST: Final = "with page as materialized (" + _FROM + _IN_TIME + _FITS + """
      order by w.created_at desc, w.workflow_uuid desc
-     limit $26::bigint offset $27::bigint
+     limit $27::bigint offset $28::bigint
 )""" + _ROWS_OF_PAGE
 LIST_OLDEST: Final = "with page as materialized (" + _FROM + _IN_TIME + _FITS + """
      order by w.created_at, w.workflow_uuid
-     limit $26::bigint offset $27::bigint
+     limit $27::bigint offset $28::bigint
 )""" + _ROWS_OF_PAGE
 
 # Some that an index knows, sorted.
@@ -127,29 +129,29 @@ LIST_UNSUCCESSFUL: Final = (
       from unnest(case when $8 then $1 end) as s(status),
 """ + _A_PAGE_OF_FAILED + """
      order by w.created_at desc, w.workflow_uuid desc
-     limit $26::bigint + $27::bigint) f
+     limit $27::bigint + $28::bigint) f
     union all
     select f.workflow_uuid, f.created_at
       from unnest(case when not $8 then $1 end) as s(status),
 """ + _A_PAGE_OF_FAILED + """
      order by w.created_at, w.workflow_uuid
-     limit $26::bigint + $27::bigint) f
+     limit $27::bigint + $28::bigint) f
 ), page as materialized (
     select w.workflow_uuid, w.created_at from unsuccessful w
 """ + _SORTED + ")" + _ROWS_OF_PAGE)
 
 # --- counts -------------------------------------------------------------------------------------
 
-# By the columns that $26 names, and by spans of $27 ms of creation. All that fit are looked at.
+# By the columns that $27 names, and by spans of $28 ms of creation. All that fit are looked at.
 COUNT_WORKFLOWS: Final = """
 select count(*),
-       case when 'status' = any($26::text[]) then w.status end as status,
-       case when 'name' = any($26) then w.name end as name,
-       case when 'queue_name' = any($26) then w.queue_name end as queue_name,
-       case when 'app_version' = any($26) then w.application_version end as app_version,
-       case when 'executor_id' = any($26) then w.executor_id end as executor_id,
-       case when 'application_name' = any($26) then w.application_name end as application_name,
-       w.created_at - w.created_at % $27::bigint as bucket
+       case when 'status' = any($27::text[]) then w.status end as status,
+       case when 'name' = any($27) then w.name end as name,
+       case when 'queue_name' = any($27) then w.queue_name end as queue_name,
+       case when 'app_version' = any($27) then w.application_version end as app_version,
+       case when 'executor_id' = any($27) then w.executor_id end as executor_id,
+       case when 'application_name' = any($27) then w.application_name end as application_name,
+       w.created_at - w.created_at % $28::bigint as bucket
   from dbos.workflow_status w
  where """ + _IN_TIME + _FITS + """
  group by 2, 3, 4, 5, 6, 7, 8

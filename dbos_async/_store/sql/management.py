@@ -17,8 +17,8 @@ with locked as materialized (
      where w.workflow_uuid = any($1::text[]) and w.status = any($2::text[])
        and not (w.status = 'CANCELLED'
                 and exists (select from dbos.workflow_status c
-                             where c.workflow_uuid = w.workflow_uuid || '-compensate'
-                               and c.name = 'DBOS.compensate'))
+                             where c.parent_workflow_id = w.workflow_uuid
+                               and c.name = 'DBOS.compensate' and c.created_at >= w.created_at))
      order by w.workflow_uuid
        for update
 )

@@ -41,9 +41,10 @@ with declared as (
        and case $13::text
            when 'always_update' then true
            when 'update_if_latest_version' then
-               (select v.version_name from dbos.application_versions v
-                 where v.application_name = $12 or v.application_name is null
-                 order by v.version_timestamp desc limit 1) is not distinct from $14::text
+               coalesce((select v.version_name from dbos.application_versions v
+                          where v.application_name = $12 or v.application_name is null
+                          order by v.version_timestamp desc limit 1), $14::text)
+               is not distinct from $14::text
            else false end
     returning q.application_name
 )
@@ -84,6 +85,15 @@ delete from dbos.queues q
 
 COUNT_WAITING: Final = """
 select count(*) from dbos.workflow_status w where w.queue_name = $1 and w.status = 'ENQUEUED'
+"""
+# What waits and what runs; no row if there is no such queue.
+COUNT_UNDONE: Final = """
+select (select count(*) from dbos.workflow_status w
+         where w.queue_name = $1 and w.status = 'ENQUEUED')
+       + (select count(*) from dbos.workflow_status w
+           where w.queue_name = $1 and w.status = 'PENDING')
+  from dbos.queues q
+ where q.name = $1 and ($2::text is null or q.application_name = $2 or q.application_name is null)
 """
 
 # --- claiming -----------------------------------------------------------------------------------

@@ -64,9 +64,9 @@ UPSERT_SCHEDULES: Final = _INSERT + """ do update
                 then s.decided_until_epoch_ms else excluded.decided_until_epoch_ms end
  where """ + _OURS + """
    and ($6::text is null
-        or (select v.version_name from dbos.application_versions v
-             where v.application_name = $2 or v.application_name is null
-             order by v.version_timestamp desc limit 1) = $6)
+        or coalesce((select v.version_name from dbos.application_versions v
+                      where v.application_name = $2 or v.application_name is null
+                      order by v.version_timestamp desc limit 1), $6) = $6)
    and (s.workflow_name, s.workflow_class_name, s.schedule, s.cron_timezone, s.queue_name,
         s.context, s.automatic_backfill, s.overlap, s.jitter_sec,
         coalesce(s.application_name, excluded.application_name),

@@ -411,7 +411,7 @@ with recursive family(workflow_uuid) as (
      where w.workflow_uuid = any(array(select f.workflow_uuid from family f))
        and w.status in ('PENDING', 'ENQUEUED', 'DELAYED')
      order by w.workflow_uuid
-       for update
+       for no key update
 )
 update dbos.workflow_status w
    set status = 'CANCELLED', owner_xid = null, queue_name = null, deduplication_id = null,
