@@ -16,7 +16,7 @@ Work flows down, news flows up; they meet once, in the app. `DBOS` is the way in
 
 from dbos_async._app import DBOS
 from dbos_async._client import Client, Verbs
-from dbos_async._config import Seconds
+from dbos_async._config import Retention, Seconds
 from dbos_async._debouncer import Debouncer
 from dbos_async._engine.functions import Call, Step, StepDecorator, Workflow
 from dbos_async._engine.messages import Message
@@ -30,6 +30,7 @@ from dbos_async._listing import WorkflowCount, WorkflowFilter
 from dbos_async._queue import Queue
 from dbos_async._router import Router
 from dbos_async._schedule import Overlap, Schedule, ScheduleSpec
+from dbos_async._shards import Shards
 from dbos_async._store.datasources import AsyncpgDatasource, Datasource, SQLAlchemyDatasource
 from dbos_async._store.records import Status
 from dbos_async._versions import ApplicationVersion, ExecutorInfo, VersionWork
@@ -89,6 +90,7 @@ __all__ = [
     "RateLimit",
     "RecoveryExhaustedError",
     "ReplayReport",
+    "Retention",
     "Retry",
     "Router",
     "SQLAlchemyDatasource",
@@ -98,6 +100,7 @@ __all__ = [
     "ScheduleSpec",
     "Seconds",
     "SerializationError",
+    "Shards",
     "Status",
     "Step",
     "StepDecorator",

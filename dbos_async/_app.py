@@ -1,7 +1,8 @@
 """DBOS: a client, a registry and a lifespan. It wires and does not work."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+import importlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import anyio
@@ -9,7 +10,14 @@ from msgspec import structs
 
 from dbos_async import errors
 from dbos_async._client import Client, Verbs
-from dbos_async._config import DURATIONS, EMBEDDED_DIRECTORY, Seconds, Settings, seconds_of
+from dbos_async._config import (
+    DURATIONS,
+    EMBEDDED_DIRECTORY,
+    Retention,
+    Seconds,
+    Settings,
+    seconds_of,
+)
 from dbos_async._engine import rehearsal
 from dbos_async._engine.compensations import compensation_workflow
 from dbos_async._engine.context import current_branch, task_tree
@@ -17,6 +25,7 @@ from dbos_async._engine.dispatcher import Dispatcher
 from dbos_async._engine.executor import Executor
 from dbos_async._engine.leader import Leader
 from dbos_async._engine.limits import Turnstiles
+from dbos_async._engine.pruning import Pruner
 from dbos_async._engine.pulse import Pulse
 from dbos_async._engine.recovery import Recovery
 from dbos_async._engine.registry import Registry
@@ -59,6 +68,8 @@ class DBOS(Router, Client):
         name: the app's name; apps that share a database run only their own workflows.
         database_url: the system database; else $DBOS_SYSTEM_DATABASE_URL, else an embedded
             Postgres in ./.dbos.
+        listen_url: where `database_url` is a pooler in transaction mode, a way to the same database
+            past it, for what needs a session of its own; else $DBOS_LISTEN_URL.
         executor_id: names this process; else $DBOS__VMID, else a fresh id at every launch.
         app_version: work runs only on its own version; else $DBOS__APPVERSION, else a hash of the
             workflows' sources.
@@ -77,6 +88,12 @@ class DBOS(Router, Client):
             file:///var/payloads, or a store of obstore's; else $DBOS_PAYLOAD_STORE, else into the
             rows. All processes that use the database share one.
         payload_threshold: bytes of JSON above which an input or a result is large.
+        admin_port: serve the admin API there; else $DBOS_ADMIN_PORT, else it is not served.
+        admin_host: the address that it listens on; else $DBOS_ADMIN_HOST, else 127.0.0.1.
+        admin_token: what its callers must show; else $DBOS_ADMIN_TOKEN. Required on an address that
+            other machines reach.
+        admin_allowed_hosts: names that it may be called by, beside localhost and its addresses.
+        retention: how long workflows are kept that have ended; None: until somebody deletes them.
     """
 
     def __init__(
@@ -84,6 +101,7 @@ class DBOS(Router, Client):
         name: str,
         database_url: str | None = None,
         *,
+        listen_url: str | None = None,
         executor_id: str | None = None,
         app_version: str | None = None,
         max_connections: int = 6,
@@ -97,11 +115,17 @@ class DBOS(Router, Client):
         park_after: Seconds | None = 60.0,
         payload_store: "str | PayloadStore | None" = None,
         payload_threshold: int = 256 * 1024,
+        admin_port: int | None = None,
+        admin_host: str | None = None,
+        admin_token: str | None = None,
+        admin_allowed_hosts: Sequence[str] = (),
+        retention: Retention | None = None,
     ) -> None:
         super().__init__()
         self._settings = Settings(
             name=checked_id(name, "the app's name"),
             database_url=database_url,
+            listen_url=listen_url,
             executor_id=executor_id,
             app_version=app_version,
             max_connections=max_connections,
@@ -115,6 +139,11 @@ class DBOS(Router, Client):
             park_after=None if park_after is None else seconds_of(park_after),
             payload_store=payload_store,
             payload_threshold=payload_threshold,
+            admin_port=admin_port,
+            admin_host=admin_host,
+            admin_token=admin_token,
+            admin_allowed_hosts=admin_allowed_hosts,
+            retention=retention,
         )
         self._session = None
         self._host = None
@@ -309,10 +338,11 @@ class DBOS(Router, Client):
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[Session]:
         registry = self._everything()
-        settings = await self._settings_at_launch(registry)
+        settings = (await self._settings_at_launch(registry)).served()
         addresses = registry.addresses()
         session = Session(settings, registry.address_of, application=settings.name)
         threads = anyio.CapacityLimiter(settings.max_threads)
+        admin = None if settings.admin_port is None else admin_api(self, settings)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(session.open(migrate=settings.migrate))
             pulse = Pulse()
@@ -351,11 +381,13 @@ class DBOS(Router, Client):
             session.on_recheck += [executor.recheck, dispatcher.recheck, turnstiles.recheck]
             sweeper = Sweeper(session.payloads, session.database)
             for part in (
-                *(turnstiles, transactions, executor, recovery),
-                *(dispatcher, leader, scheduler, sweeper),
+                *(turnstiles, transactions, executor, recovery, dispatcher),
+                *(leader, scheduler, Pruner(session, lease), sweeper),
             ):
                 await stack.enter_async_context(part.open())
             stack.enter_context(Watchdog(pulse).open())
+            if admin is not None:  # opened last, so closed first
+                await stack.enter_async_context(admin)
             yield session
 
     def _everything(self) -> Registry:
@@ -459,6 +491,20 @@ async def declare(session: Session, registry: Registry) -> None:
             app_version=settings.app_version or "",
         )
     await declare_schedules(session, registry.schedules.values())
+
+
+def admin_api(dbos: DBOS, settings: Settings) -> AbstractAsyncContextManager[None]:
+    """The admin API on its port, to be opened.
+
+    The faces stand above the app, and what they need need not be installed: so the one that is
+    asked for is looked up by its name, here and nowhere else.
+
+    Raises:
+        ConfigurationError: what it needs is not installed.
+    """
+    server = importlib.import_module("dbos_async.admin.server")
+    context: AbstractAsyncContextManager[None] = server.serving(dbos, settings)
+    return context
 
 
 def not_launched(name: str) -> errors.NotLaunchedError:

@@ -26,6 +26,7 @@ from dbos_async._handle import WorkflowHandle, WorkflowStatus, fetched_status
 from dbos_async._log import log
 from dbos_async._management import Management
 from dbos_async._messaging import Messaging
+from dbos_async._pruning import Pruning
 from dbos_async._queue import Queue, name_of
 from dbos_async._schedules import Scheduling
 from dbos_async._service import Host
@@ -58,6 +59,7 @@ class Inquirer:
         seconds = None if timeout is None else seconds_of(timeout)
         branch = calling_branch("get_result")
         if branch is not None and branch.step is None:
+            self._acting()
             executor: Executor = branch.execution.executor
             return executor.inner.get_result(branch, started, decode, seconds)
         return self._result_of(started, decode, seconds)
@@ -96,7 +98,7 @@ class Inquirer:
         return decode(text)
 
 
-class Verbs(Management, Messaging, StreamReading, Versioning, Scheduling):
+class Verbs(Management, Messaging, Pruning, StreamReading, Versioning, Scheduling):
     """What can be done with workflows from anywhere."""
 
     def __init__(self) -> None:
@@ -143,13 +145,14 @@ class Verbs(Management, Messaging, StreamReading, Versioning, Scheduling):
     ) -> list[WorkflowHandle[T]]:
         """Put many workflows on a queue: all of them, or none. As `Queue.enqueue_many`."""
         asked = [call_of(call) for call in calls]
+        session = self._acting()
         branch = asking_branch()
         if branch is not None and branch.step is None:
             refuse_connection([connection, *(call.options.get("connection") for call in asked)])
             executor: Executor = branch.execution.executor
             started = await executor.inner.enqueue_many(branch, asked, name_of(queue))
         else:
-            started = await self._acting().enqueue_many(asked, name_of(queue), connection)
+            started = await session.enqueue_many(asked, name_of(queue), connection)
         return [
             WorkflowHandle(self._inquirer, each, call.definition.decode)
             for each, call in zip(started, asked, strict=True)
@@ -157,13 +160,14 @@ class Verbs(Management, Messaging, StreamReading, Versioning, Scheduling):
 
     def _enqueue(self, queue_name: str, call: Call[T]) -> Coroutine[Any, Any, WorkflowHandle[T]]:
         asked = call_of(call)
+        session = self._acting()
         branch = asking_branch()
         if branch is not None and branch.step is None:
             refuse_connection([asked.options.get("connection")])
             executor: Executor = branch.execution.executor
             started = executor.inner.start_child(branch, asked, queue_name)
         else:
-            started = self._acting().enqueue(asked, queue_name)
+            started = session.enqueue(asked, queue_name)
         return self._handled(started, asked)
 
     async def _handled(self, started: Awaitable[Started], call: AnyCall) -> WorkflowHandle[Any]:
@@ -282,6 +286,8 @@ class Client(Verbs):
         database_url: the app's system database; else $DBOS_SYSTEM_DATABASE_URL.
         payload_store: the app's payload store, for large inputs and results; see `DBOS`.
         payload_threshold: bytes of JSON above which an input is large.
+        listen_url: a way to the database past a pooler in transaction mode; else $DBOS_LISTEN_URL.
+            Without one, news is looked for every second there.
     """
 
     launched_here: ClassVar["weakref.WeakSet[Client]"] = weakref.WeakSet()
@@ -293,6 +299,7 @@ class Client(Verbs):
         *,
         payload_store: "str | PayloadStore | None" = None,
         payload_threshold: int = 256 * 1024,
+        listen_url: str | None = None,
     ) -> None:
         super().__init__()
         self._settings = Settings(
@@ -300,6 +307,7 @@ class Client(Verbs):
             database_url=database_url,
             payload_store=payload_store,
             payload_threshold=payload_threshold,
+            listen_url=listen_url,
         )
         self._session: Session | None = None
         self._host: Host[Session] | None = None
@@ -351,6 +359,24 @@ class Client(Verbs):
                 await host.close()
         finally:
             self._session = None
+
+    def _acting(self) -> Session:
+        """The session of the workflow that asks, unless this one is open on another database.
+
+        Raises:
+            ConfigurationError: it is, and is not called in a step: it could not be recorded.
+        """
+        acting = super()._acting()
+        own = self._session
+        if own is None or own.database.url == acting.database.url:
+            return acting
+        branch = asking_branch()
+        if branch is not None and branch.step is None:
+            raise errors.ConfigurationError(
+                f"workflow {branch.execution.workflow_id} uses an app or client of another "
+                "database, where nothing can be recorded together with it: do that in a step"
+            )
+        return self._own_session()
 
     def _own_session(self) -> Session:
         if self._session is None:

@@ -1,8 +1,9 @@
 """Every knob: its default, its unit, its environment variable. No I/O happens here."""
 
+import ipaddress
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -15,13 +16,23 @@ Seconds = float | timedelta
 """Every duration, everywhere: seconds as a number, or a timedelta."""
 
 DATABASE_URL_VARIABLE: Final = "DBOS_SYSTEM_DATABASE_URL"
+LISTEN_URL_VARIABLE: Final = "DBOS_LISTEN_URL"
 EXECUTOR_ID_VARIABLE: Final = "DBOS__VMID"
 APP_VERSION_VARIABLE: Final = "DBOS__APPVERSION"
 PAYLOAD_STORE_VARIABLE: Final = "DBOS_PAYLOAD_STORE"
+ADMIN_PORT_VARIABLE: Final = "DBOS_ADMIN_PORT"
+ADMIN_HOST_VARIABLE: Final = "DBOS_ADMIN_HOST"
+ADMIN_TOKEN_VARIABLE: Final = "DBOS_ADMIN_TOKEN"  # noqa: S105  # a name
+ADMIN_HOSTS_VARIABLE: Final = "DBOS_ADMIN_ALLOWED_HOSTS"
+
+LOOPBACK: Final = "127.0.0.1"
+MAX_PORT: Final = 65_535
+MAKE_A_TOKEN: Final = "python -c 'import secrets; print(secrets.token_urlsafe(32))' makes one"  # noqa: S105  # prose
 
 EMBEDDED_DIRECTORY: Final = Path(".dbos")
 OWN_CONNECTIONS: Final = 3
-"""Connections outside the pool: checkpointer, notifier, executor's lock."""
+"""Connections outside the pool: checkpointer, notifier, executor's lock. `max_connections` counts
+them, and what takes the place of one that is lost, too."""
 
 LONGEST: Final = 100 * 365.25 * 86_400
 """Seconds of the longest duration: a hundred years, which no column overflows with."""
@@ -45,6 +56,77 @@ def seconds_of(duration: Seconds) -> float:
     return float(duration)
 
 
+Archive = str | os.PathLike[str] | Callable[[list[str]], Awaitable[object]]
+"""Where workflows go before they are pruned: a file, or whoever keeps its lines."""
+
+FOR_EVER_MS: Final = int(LONGEST * 10_000)
+
+
+class Retention(Struct, frozen=True, kw_only=True):
+    """How long workflows are kept that have ended: until any of the limits lets them go.
+
+    What has not ended is kept in any case, and a child as long as its parent.
+
+    Raises:
+        ValueError: there is no limit, or one is negative.
+        TypeError: one is of the wrong type.
+    """
+
+    max_age: Seconds | None = None
+    """Seconds since the end. None: no limit."""
+
+    max_rows: int | None = None
+    """How many are kept, the newest by their time of creation. None: no limit."""
+
+    keep_failed: bool | Seconds = False
+    """Those that failed (ERROR, CANCELLED, dead letters): False, as all others; True, for ever; or
+    seconds since their end. Unless False, `max_rows` does not count them."""
+
+    archive: Archive | None = None
+    """Each workflow is written there before it is deleted, as a line that `import_workflow` reads:
+    a file that is appended to, or `async def keep(lines)`, which returns once they are safe. A
+    crash may repeat lines, and loses none."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work. Raises as the class says."""
+        if self.max_age is None and self.max_rows is None:
+            raise ValueError("give max_age= or max_rows=: without a limit nothing is pruned")
+        for age in (self.max_age, self.keep_failed):
+            if age is not None and not isinstance(age, bool):
+                seconds_of(age)
+        if isinstance(self.max_age, bool):
+            raise TypeError(f"max_age is seconds or a timedelta, not {self.max_age!r}")
+        if self.max_rows is not None:
+            if isinstance(self.max_rows, bool) or not isinstance(self.max_rows, int):
+                raise TypeError(f"max_rows is a number of workflows, not {self.max_rows!r}")
+            if self.max_rows < 0:
+                raise ValueError(f"max_rows must not be negative, like {self.max_rows}")
+        if self.archive is not None:
+            check_archive(self.archive)
+
+    @property
+    def max_age_ms(self) -> int | None:
+        """`max_age` in milliseconds."""
+        return None if self.max_age is None else round(seconds_of(self.max_age) * 1000)
+
+    @property
+    def keep_failed_ms(self) -> int | None:
+        """`keep_failed` in milliseconds; None: as all others."""
+        if isinstance(self.keep_failed, bool):
+            return FOR_EVER_MS if self.keep_failed else None
+        return round(seconds_of(self.keep_failed) * 1000)
+
+
+def check_archive(archive: object) -> None:
+    """Refuse what nothing can be written to.
+
+    Raises:
+        TypeError: it is neither a path nor callable.
+    """
+    if not (isinstance(archive, str | os.PathLike) or callable(archive)):
+        raise TypeError(f"an archive is a path or `async def keep(lines)`, not {archive!r}")
+
+
 class Settings(Struct, frozen=True, kw_only=True):
     """What one app runs with. Built at construction, completed by `resolved` at launch."""
 
@@ -53,6 +135,10 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     database_url: str | None = None
     """The system database; else $DBOS_SYSTEM_DATABASE_URL, else an embedded Postgres in ./.dbos."""
+
+    listen_url: str | None = None
+    """The same database past a pooler in transaction mode, for LISTEN and the executor's lock; else
+    $DBOS_LISTEN_URL, else `database_url`."""
 
     executor_id: str | None = None
     """Names this process; else $DBOS__VMID, else a fresh id at every launch."""
@@ -101,16 +187,40 @@ class Settings(Struct, frozen=True, kw_only=True):
     payload_threshold: int = 256 * 1024
     """Bytes of JSON above which a value goes to the payload store, if there is one."""
 
+    retention: Retention | None = None
+    """How long workflows are kept that have ended; None: until somebody deletes them."""
+
+    prune_interval: float = 60.0
+    """Seconds between rounds of pruning."""
+
+    admin_port: int | None = None
+    """Where the admin API is served; else $DBOS_ADMIN_PORT, else nowhere."""
+
+    admin_host: str | None = None
+    """The address that it listens on; else $DBOS_ADMIN_HOST, else 127.0.0.1: this machine only."""
+
+    admin_token: str | None = None
+    """What its callers must show; else $DBOS_ADMIN_TOKEN. Beyond this machine there must be one."""
+
+    admin_allowed_hosts: Sequence[str] = ()
+    """Names that it may be called by, beside this machine's own; else $DBOS_ADMIN_ALLOWED_HOSTS,
+    separated by commas. `*`: any."""
+
+    def __repr__(self) -> str:
+        """Without the passwords in it."""
+        return f"<settings of {self.name}>"
+
     def resolved(self, environment: Mapping[str, str] = os.environ) -> "Settings":
         """These settings completed from the environment.
 
         Raises:
             ConfigurationError: a value cannot work; the message names it and what it should be.
         """
-        url = self.database_url
+        url, listen_url = self.database_url, self.listen_url
         settings = structs.replace(
             self,
             database_url=environment.get(DATABASE_URL_VARIABLE) if url is None else url,
+            listen_url=environment.get(LISTEN_URL_VARIABLE) if listen_url is None else listen_url,
             executor_id=self.executor_id
             or environment.get(EXECUTOR_ID_VARIABLE)
             or uuid.uuid4().hex,
@@ -135,13 +245,59 @@ class Settings(Struct, frozen=True, kw_only=True):
         for name in POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.retention is not None and not isinstance(self.retention, Retention):
+            raise ConfigurationError(f"retention is a Retention, not {self.retention!r}")
         for name in ("lease", "stall_limit"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(
                     f"{name} must be at least 1 second, not {getattr(self, name)}"
                 )
+        self.check_urls()
+
+    def check_urls(self) -> None:
+        """Refuse what leads to no database. Raises ConfigurationError as `resolved` does."""
         if self.database_url is not None:
             check_url(self.database_url)
+        if self.listen_url is not None:
+            check_listen_url(self.listen_url, self.database_url)
+
+    def served(self, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """These settings with those of the admin API completed from the environment.
+
+        Raises:
+            ConfigurationError: a value cannot work; the message names it and what it should be.
+        """
+        port = environment.get(ADMIN_PORT_VARIABLE)
+        token = self.admin_token
+        settings = structs.replace(
+            self,
+            admin_port=port_of(port) if self.admin_port is None and port else self.admin_port,
+            admin_host=self.admin_host or environment.get(ADMIN_HOST_VARIABLE) or LOOPBACK,
+            admin_token=environment.get(ADMIN_TOKEN_VARIABLE) if token is None else token,
+            admin_allowed_hosts=self.admin_allowed_hosts
+            or names_of(environment.get(ADMIN_HOSTS_VARIABLE, "")),
+        )
+        settings.check_admin()
+        return settings
+
+    def check_admin(self) -> None:
+        """Refuse an admin API that cannot work. Raises ConfigurationError as `served` does."""
+        if self.admin_port is None:
+            return
+        if self.admin_token is not None:
+            check_token(self.admin_token)
+        port, host = self.admin_port, self.admin_host or LOOPBACK
+        if type(port) is not int or not 1 <= port <= MAX_PORT:
+            raise ConfigurationError(f"admin_port must be a port from 1 to {MAX_PORT}, not {port}")
+        if isinstance(self.admin_allowed_hosts, str):
+            raise ConfigurationError(
+                f"admin_allowed_hosts is a list of names, not {self.admin_allowed_hosts!r}"
+            )
+        if self.admin_token is None and not is_loopback(host):
+            raise ConfigurationError(
+                f"the admin API on {host} is within reach of other machines: give it a token, "
+                f"admin_token=… or {ADMIN_TOKEN_VARIABLE} ({MAKE_A_TOKEN})"
+            )
 
 
 POSITIVE: Final = ("max_payload_bytes", "max_recovering", "max_threads", "payload_threshold")
@@ -153,8 +309,65 @@ DURATIONS: Final = {
     "connect_timeout",
     "recheck_interval",
     "park_after",
+    "prune_interval",
 }
 """Settings that are seconds, and may be given as a timedelta."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def port_of(text: str) -> int:
+    """A port in the environment.
+
+    Raises:
+        ConfigurationError: it is no number.
+    """
+    if not text.strip().isdecimal():
+        raise ConfigurationError(f"{ADMIN_PORT_VARIABLE} must be a port, not {text!r}")
+    return int(text)
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """The names in a list with commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def check_token(token: object) -> None:
+    """Refuse a token that no header can carry, without repeating it.
+
+    Raises:
+        ConfigurationError: it is such a one, or empty.
+    """
+    if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+        raise ConfigurationError("the admin token must be a str of printable ASCII characters")
+    if not token or " " in token:
+        raise ConfigurationError(
+            "the admin token is empty or has a space in it: a secret that is not set? "
+            + MAKE_A_TOKEN
+        )
+
+
+def check_listen_url(url: str, database_url: str | None) -> None:
+    """Refuse a way past the pooler that cannot be one.
+
+    Raises:
+        ConfigurationError: it is no postgresql:// URL, or there is nothing to be passed.
+    """
+    if database_url is None:
+        raise ConfigurationError(
+            f"listen_url ({LISTEN_URL_VARIABLE}) without database_url ({DATABASE_URL_VARIABLE}): "
+            "the embedded Postgres has no pooler; leave it out"
+        )
+    try:
+        check_url(url)
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"listen_url ({LISTEN_URL_VARIABLE}): {exc}") from None
 
 
 def check_url(url: str) -> None:

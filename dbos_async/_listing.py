@@ -24,6 +24,8 @@ class WorkflowFilter(TypedDict, total=False):
     workflow_ids, status, name, queue_name, workflow_id_prefix, app_version, executor_id, user (the
         authenticated one), forked_from, parent_workflow_id, schedule_name, application_name: one,
         or several of which any will do.
+    waiting_for: what it waits for, as `WorkflowStatus.waiting_for` says it, or the first word of
+        that: "message", "event"; one, or several of which any will do.
     created_after, completed_after, dequeued_after: at this moment or later; …_before: earlier.
     queues_only: only those on a queue, or taken off one. was_forked_from: whether forks were made
         of it; is_fork: whether it is one; has_parent: whether a workflow started it.
@@ -42,6 +44,7 @@ class WorkflowFilter(TypedDict, total=False):
     user: Texts
     schedule_name: Texts
     application_name: Texts
+    waiting_for: Texts
     created_after: datetime
     created_before: datetime
     completed_after: datetime
@@ -89,9 +92,10 @@ class Listing:
         first page, while `offset` counts off what it skips, and slips when workflows are deleted.
 
         These filters have an index, so that they take milliseconds among millions of others:
-        workflow_ids, parent_workflow_id, forked_from, created_after with created_before, and status
-        unless SUCCESS is in it. Any other is looked for among what these let through, by age until
-        the page is full: give it one of these, too, if few workflows fit it.
+        workflow_ids, parent_workflow_id, forked_from, waiting_for, created_after with
+        created_before, and status unless SUCCESS is in it. Any other is looked for among what these
+        let through, by age until the page is full: give it one of these, too, if few workflows fit
+        it.
 
         Args:
             limit: how many at most.

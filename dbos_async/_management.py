@@ -313,7 +313,7 @@ class Management(Listing):
         """
         session = self._acting()
         chosen = checked(Filter(**filter), "delete")
-        statuses = chosen.texts("status")
+        statuses = chosen.states
 
         async def delete(ids: list[str]) -> list[str]:
             size = FAMILIES if delete_children else len(ids)

@@ -293,6 +293,8 @@ class Router(Transactional, Verbs, StreamWriting):
         check_workflow(workflow, "start_workflow")
         call = call_of(workflow.bind(*args, **kwargs))
         branch = calling_branch(f"start_workflow({call.definition.name!r})")
+        if branch is not None:
+            self._acting()
         if branch is None:
             started = self.launched().start(call)
         elif branch.step is not None:
@@ -515,7 +517,8 @@ class Router(Transactional, Verbs, StreamWriting):
         workflow_id: str = branch.execution.workflow_id
         if branch.step is None:
             return workflow_id
-        return branch.step.idempotency_key or f"{workflow_id}-{branch.step.key}"
+        begun_by, key = branch.step.begun_by or (workflow_id, branch.step.key)
+        return f"{begun_by}-{key}"
 
     @property
     def authenticated_user(self) -> str | None:

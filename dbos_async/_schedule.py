@@ -135,12 +135,12 @@ def definition_of(workflow: object, *, is_here: bool = False) -> WorkflowDefinit
     Raises:
         TypeError: it is no workflow, or none that takes a datetime and perhaps a context; or a stub
             where it must be defined here.
-        ValueError: it has options, or is a method of an instance.
+        ValueError: it has options, requires a role, or is a method of an instance.
     """
     if not isinstance(workflow, Workflow):
         raise TypeError(
             f"a schedule runs a workflow, not {workflow!r}: put @dbos.workflow below "
-            "@dbos.scheduled"
+            "@dbos.scheduled, or name one that is not defined here by stub('name')"
         )
     call = workflow.bind().asked
     definition = call.definition
@@ -151,6 +151,12 @@ def definition_of(workflow: object, *, is_here: bool = False) -> WorkflowDefinit
             raise TypeError(f"{definition.name!r} is a stub: use create_schedule for it")
         return definition
     check_function(definition)
+    if definition.required_roles:
+        raise ValueError(
+            f"the workflow {definition.name!r} requires a role, and a schedule runs on nobody's "
+            "behalf: schedule one that requires none and starts this one as its child, naming the "
+            "caller by with_options"
+        )
     if not definition.arguments.takes_tick:
         raise TypeError(
             f"the workflow {definition.name!r} cannot be scheduled: it must take the moment at "

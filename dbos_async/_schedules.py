@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from dbos_async import errors
 from dbos_async._config import Seconds
@@ -145,10 +145,15 @@ class Scheduling:
 
         Raises:
             TypeError: a filter is no str and no list of such.
+            ValueError: there is no such status.
             DatabaseLostError: Postgres cannot be reached; ask again.
         """
+        statuses = texts(status, "status")
+        unknown = set(statuses or ()) - set(get_args(ScheduleStatus))
+        if unknown:
+            raise ValueError(f"status is ACTIVE or PAUSED, not {min(unknown)!r}")
         chosen = Filter(
-            statuses=texts(status, "status"),
+            statuses=statuses,
             workflow_names=texts(workflow_name, "workflow_name"),
             prefixes=texts(name_prefix, "name_prefix"),
             applications=texts(application_name, "application_name"),

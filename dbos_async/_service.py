@@ -73,6 +73,11 @@ class Host(Generic[T]):
         elif self._task is not None:
             await asyncio.shield(self._task)
 
+    async def ended(self) -> None:
+        """Return when the context is left, for whatever reason."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
     def drop(self) -> None:
         """Cancel the context where it is; `close` then only waits for its end."""
         self.is_dropped = True

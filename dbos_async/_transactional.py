@@ -7,7 +7,7 @@ from msgspec import structs
 
 from dbos_async._engine.functions import Step, name_of, step_of
 from dbos_async._engine.registry import Registry
-from dbos_async._engine.transacting import transaction_of
+from dbos_async._engine.transacting import check_place, transaction_of
 from dbos_async._limits import Limiter
 from dbos_async._store.datasources import Datasource
 
@@ -60,6 +60,7 @@ class Transactional:
             ValueError: there is no such isolation level, or the name cannot be stored.
             TypeError: the function is no `async def`, or the datasource is none.
         """
+        check_place(datasource, isolation_level)
 
         def declare(function: Callable[Concatenate[S, P], Awaitable[T]]) -> Step[P, T]:
             chosen = name or name_of(function)

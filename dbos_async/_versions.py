@@ -289,7 +289,7 @@ def works_of(
 async def warn_of_stranded(session: Session) -> None:
     """Log, once a launch, the work of this app that waits for a version that nobody runs."""
     work = await fetch_work(session.database, session.application, at_most=LAUNCH_LOOK)
-    stranded = [each for each in work if each.is_stranded]
+    stranded = [each for each in work if each.is_stranded and each.app_version is not None]
     if stranded:
         begun = " --include-pending" if any(each.pending for each in stranded) else ""
         log.warning(

@@ -149,10 +149,25 @@ def dbos_database_template(dbos_postgres: PostgresServer) -> Iterator[str]:
 @pytest.fixture
 def dbos_database_url(dbos_postgres: PostgresServer, dbos_database_template: str) -> Iterator[str]:
     """The URL of a fresh database with the schema installed, for one test."""
+    with _clone(dbos_postgres, dbos_database_template) as url:
+        yield url
+
+
+@pytest.fixture
+def dbos_other_database_url(
+    dbos_postgres: PostgresServer, dbos_database_template: str
+) -> Iterator[str]:
+    """The URL of another such database."""
+    with _clone(dbos_postgres, dbos_database_template) as url:
+        yield url
+
+
+@contextmanager
+def _clone(server: PostgresServer, template: str) -> Iterator[str]:
     name = f"dbos_test_{uuid.uuid4().hex[:16]}"
-    _wait_for(databases.clone_database(dbos_postgres.url, name, dbos_database_template))
-    yield dbos_postgres.url_of(name)
-    _wait_for(databases.drop_database(dbos_postgres.url, name))
+    _wait_for(databases.clone_database(server.url, name, template))
+    yield server.url_of(name)
+    _wait_for(databases.drop_database(server.url, name))
 
 
 def embedded_version() -> int:

@@ -119,18 +119,26 @@ async def run_all(runs: Iterable[Run]) -> list[Exception | None]:
 
 
 def failure_of(
-    what: str, names: Sequence[str], outcomes: Sequence[Exception | None]
+    what: str,
+    names: Sequence[str],
+    outcomes: Sequence[Exception | None],
+    *,
+    cause: BaseException | None = None,
 ) -> errors.CompensationError | None:
-    """What is raised where compensations have failed; None: they have not."""
+    """What is raised where compensations have failed; None: they have not.
+
+    It names what they were to undo: a stored error keeps its message, and not its cause.
+    """
     failures = [
         (name, error) for name, error in zip(names, outcomes, strict=True) if error is not None
     ]
     if not failures:
         return None
     each = "; ".join(f"{name!r} with {type(error).__name__}: {error}" for name, error in failures)
+    why = "" if cause is None else f"failed with {type(cause).__name__}: {cause}, and "
     return errors.CompensationError(
-        f"{what} could not be undone, because of {len(failures)} of {len(names)} compensations: "
-        f"{each}",
+        f"{what} {why}could not be undone, because of {len(failures)} of {len(names)} "
+        f"compensations: {each}",
         [error for _, error in failures],
     )
 
@@ -175,7 +183,7 @@ def undo(branch: Branch, workflow_id: str, one: OpenCompensation) -> Coroutine[A
         definition = raising(one.name, exc)
     if step is not None and step.instance is not None:
         args = (step.instance, *args)
-    known = structs.replace(definition, idempotency_key=f"{workflow_id}-{one.key}")
+    known = structs.replace(definition, begun_by=(workflow_id, one.key))
     return executor.steps.call(branch, known, args, kwargs)
 
 

@@ -38,12 +38,12 @@ Factory = Callable[..., "asyncio.Future[Any]"]
 class RunningStep:
     """A step that runs, as code within it sees it."""
 
-    __slots__ = ("attempt", "idempotency_key", "is_over", "key", "position")
+    __slots__ = ("attempt", "begun_by", "is_over", "key", "position")
 
-    def __init__(self, key: str, position: int, idempotency_key: str | None = None) -> None:
+    def __init__(self, key: str, position: int, begun_by: tuple[str, str] | None = None) -> None:
         self.key = key
         self.position = position
-        self.idempotency_key = idempotency_key  # if it is not its workflow's id and its own key
+        self.begun_by = begun_by  # the id and the key that outside services know, if others
         self.attempt = 1
         self.is_over = False  # what it left running is outside from then on
 

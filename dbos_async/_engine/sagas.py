@@ -148,7 +148,8 @@ class PlainSaga(Saga):
             return
         undos = self._undos[::-1]
         outcomes = await run_all([undo.run_plainly for undo in undos])
-        failure = failure_of("the block", [undo.name for undo in undos], outcomes)
+        names = [undo.name for undo in undos]
+        failure = failure_of("the block", names, outcomes, cause=error)
         if failure is not None:
             raise failure from error
 
@@ -259,7 +260,7 @@ class RecordedSaga(Saga):
     async def _walk_out(self, error: BaseException | None) -> None:
         """End the saga, or undo what it did; a cancellation comes behind that."""
         key, cause = self._exit(error)
-        way_out = self._end_well(key) if cause is None else self._undo_all(key)
+        way_out = self._end_well(key) if cause is None else self._undo_all(key, cause)
         interrupted: asyncio.CancelledError | None = None
         if self._answers_at_once:
             way = await way_out
@@ -306,11 +307,11 @@ class RecordedSaga(Saga):
         try:
             return WayOut(await self._end(key))
         except errors.DatabaseRefusedError as exc:  # the last registration was refused
-            way = await self._undo_all(self._branch.next_key())
+            way = await self._undo_all(self._branch.next_key(), exc)
             way.refusal = exc
             return way
 
-    async def _undo_all(self, key: str) -> "WayOut":
+    async def _undo_all(self, key: str, cause: BaseException) -> "WayOut":
         execution = self._execution
         deed = Deed(execution, key, execution.position_of(key), FAIL)
         end = self._branch.next_key()  # a limit that expires from here on finds the saga over
@@ -320,7 +321,8 @@ class RecordedSaga(Saga):
         runs: list[Run] = [partial(self._undo, each) for each in latest]
         outcomes = await run_all(runs)
         what = f"a saga of workflow {execution.workflow_id!r}"
-        failure = failure_of(what, [each.undo.name for each in latest], outcomes)
+        names = [each.undo.name for each in latest]
+        failure = failure_of(what, names, outcomes, cause=cause)
         return WayOut(await self._end(end), failure)
 
     async def _decide(self, deed: Deed) -> None:

@@ -323,8 +323,9 @@ class Session:
         self.on_drop()
 
     async def _prepare_schema(self, *, migrate: bool | None) -> None:
+        await self.database.look()
         with explained(self.database.url):
-            connection = await self.database.dial("schema")
+            connection = await self.database.dial("schema", direct=True)
         try:
             with translated():
                 await schema.check_server(connection)

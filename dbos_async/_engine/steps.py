@@ -65,8 +65,8 @@ class StepDefinition(Struct, frozen=True):
     is_internal: bool = False
     """One of the library's own: it is no user code, and its arguments are not compared."""
 
-    idempotency_key: str | None = None
-    """What outside services know it by, if another workflow may have begun it."""
+    begun_by: tuple[str, str] | None = None
+    """The workflow that may have begun it, if it is another, and its key there."""
 
     @property
     def is_plain(self) -> bool:
@@ -160,7 +160,7 @@ class Steps:
         if recorded is not None:
             return await self._recorded(execution, branch, step, digest, recorded)
         await execution.live(key)
-        running = RunningStep(key, position, step.idempotency_key)
+        running = RunningStep(key, position, step.begun_by)
         return await self._called(execution, branch, running, step, digest, args, kwargs)
 
     async def _called(

@@ -120,6 +120,19 @@ async def committed(opened: Opened[Any], value: T) -> T:
     return value
 
 
+def check_place(datasource: object, isolation_level: str) -> None:
+    """Refuse where no transaction can run. Raises as `transaction_of` does."""
+    if isolation_level not in ISOLATION_LEVELS:
+        raise ValueError(
+            f"isolation_level is one of {', '.join(ISOLATION_LEVELS)}, not {isolation_level!r}"
+        )
+    if not isinstance(datasource, Datasource):
+        raise TypeError(
+            "transaction takes the datasource that it runs on, as in "
+            f"@dbos.transaction(AsyncpgDatasource(pool)), not {datasource!r}"
+        )
+
+
 def transaction_of(
     function: Any, datasource: Any, isolation_level: str, name: str
 ) -> Transaction[Any]:
@@ -129,19 +142,15 @@ def transaction_of(
         TypeError: it is no coroutine function, or the datasource is none.
         ValueError: there is no such isolation level.
     """
-    if isolation_level not in ISOLATION_LEVELS:
-        raise ValueError(
-            f"isolation_level is one of {', '.join(ISOLATION_LEVELS)}, not {isolation_level!r}"
-        )
-    known: Any = Datasource
-    if not isinstance(datasource, known):
-        raise TypeError(
-            "transaction takes the datasource that it runs on, as in "
-            f"@dbos.transaction(AsyncpgDatasource(pool)), not {datasource!r}"
-        )
+    check_place(datasource, isolation_level)
     if not inspect.iscoroutinefunction(function):
         raise TypeError(
             f"{name} must be `async def` to be a transaction: its statements are awaited"
+        )
+    if not inspect.signature(function).parameters:
+        raise TypeError(
+            f"{name} takes nothing, but a transaction gets its connection as its first argument: "
+            f"async def {name}(connection, …)"
         )
     return Transaction(function, datasource, isolation_level, name)
 

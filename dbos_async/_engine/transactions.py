@@ -204,7 +204,8 @@ class Transacting:
         self._transactions = transactions
         self._transaction = transaction
         self._store = store
-        self._is_in_doubt = not execution.is_fresh  # what another process did, or a COMMIT of ours
+        others = not execution.is_fresh or step.begun_by is not None
+        self._is_in_doubt = others  # what another process did, or a COMMIT of ours
         self._losses = 0
 
     async def attempt(self, *args: Any, **kwargs: Any) -> Made:
@@ -361,11 +362,20 @@ class Abroad:
 
     async def _id_of(self, call: Transacting) -> OutputId:
         execution = call.execution
+        if call.step.begun_by is not None:
+            return await self._id_of_cancelled(*call.step.begun_by)
         incarnation = self._incarnations.get(execution)
         if incarnation is None:
             incarnation = self._incarnations[execution] = await self._ask(execution)
         key = Key(call.key, self._system, incarnation)
         return OutputId(execution.workflow_id, str(key))
+
+    async def _id_of_cancelled(self, workflow_id: str, key: str) -> OutputId:
+        """What a cancelled workflow called the step that it may have begun."""
+        incarnation = await self._database.patiently(
+            lambda: outputs.find_cancelled_incarnation(self._database, workflow_id)
+        )
+        return OutputId(workflow_id, str(Key(key, self._system, incarnation)))
 
     async def _ask(self, execution: Execution) -> str:
         """Which incarnation this is. Raises CancelledError if the workflow is not ours."""
