@@ -72,7 +72,13 @@ class Teller:
         async def flow(level: Any) -> int:
             return await before() + await self.credit[level](5) + await before()
 
+        @dbos.workflow(name="twice")
+        async def twice() -> int:
+            credit = self.credit["READ COMMITTED"]
+            return await credit(1) + await credit(2)
+
         self.flow = flow.with_options(workflow_id="w")
+        self.twice = twice.with_options(workflow_id="w")
 
 
 def die() -> None:

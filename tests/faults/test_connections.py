@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from dbos_async._config import Settings
-from dbos_async._store import database as module
+from dbos_async._store import connections
 from dbos_async._store.database import Connection, Database
 
 PATIENCE = 20.0
@@ -30,7 +30,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
 async def test_a_connection_that_is_being_set_up(
     dbos_database_url: str, made: list[Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SESSION", "select pg_sleep(60), $1::text")
+    monkeypatch.setattr(connections, "SETTINGS", "select pg_sleep(60)")
     database = Database(Settings(name="app", database_url=dbos_database_url), pool_size=1)
     async with asyncio.timeout(PATIENCE):
         dialling = asyncio.create_task(database.dial("test"))

@@ -17,6 +17,7 @@ from member import Member
 
 from dbos_async import Client, WorkflowTimeoutError
 from dbos_async._engine import leader
+from dbos_async._store.database import Database
 from dbos_async._store.lease import Lease
 from dbos_async.testing import Crashed
 
@@ -402,10 +403,10 @@ async def test_where_sessions_are_shared_a_row_is_the_lease(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def is_shared(_: Lease) -> bool:
+    async def is_shared(*_: object) -> bool:
         return True
 
-    monkeypatch.setattr(Lease, "_is_shared", is_shared)
+    monkeypatch.setattr(Database, "_shares_sessions", is_shared)
     one, two = (Member(dbos_database_url, str(ledger), lease=1) for _ in range(2))
     alive = "select count(*) from dbos.executors where is_alive"
     async with two.dbos:

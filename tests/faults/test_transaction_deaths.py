@@ -130,6 +130,10 @@ async def test_a_commit_at_home_is_a_checkpoint_to_crash_at(
         assert await scene.entries() == ["w"]
 
 
+async def blind() -> None:
+    """See nothing."""
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("moment", ["first", "last"])
 async def test_a_zombie_commits_nothing(scene: Scene, level: str, moment: str) -> None:
@@ -146,7 +150,7 @@ async def test_a_zombie_commits_nothing(scene: Scene, level: str, moment: str) -
     zombie.on = halt
     async with asyncio.timeout(PATIENCE):
         await zombie.dbos.launch()
-        zombie.dbos.launched().news = lambda _: None  # type: ignore[method-assign]  # nor is it told
+        zombie.dbos.launched()._look = blind  # type: ignore[method-assign]  # it does not notice
         await zombie.dbos.start_workflow(zombie.flow, level)
         await reached.wait()
         await zombie.dbos.deactivate()
@@ -154,6 +158,7 @@ async def test_a_zombie_commits_nothing(scene: Scene, level: str, moment: str) -
             handle = await taker.dbos.resume_workflow("w")
             assert await handle.get_result() == 52
             assert await scene.entries() == ["w"]
+            await until(scene.is_tidy)  # there is no row left that it could run into
             go.set()
             while zombie.dbos.launched().running:
                 await asyncio.sleep(0.02)
@@ -161,6 +166,38 @@ async def test_a_zombie_commits_nothing(scene: Scene, level: str, moment: str) -
         await zombie.dbos.shutdown(timeout=0)
     assert await scene.entries() == ["w"]
     assert taker.calls == 1
+
+
+async def test_a_zombie_elsewhere_looks_again_once_its_row_is_in_the_way_of_others(
+    dbos_database_url: str, dbos_postgres: PostgresServer
+) -> None:
+    """It has asked whether the workflow is its own before, for an earlier transaction."""
+    async with scene_on(dbos_database_url, dbos_postgres, "other") as scene:
+        zombie, taker = [Teller(scene.url, scene.accounts, "asyncpg") for _ in range(2)]
+        reached, go = asyncio.Event(), asyncio.Event()
+
+        async def halt(there: str) -> None:
+            if there == "last" and zombie.calls == 2:
+                reached.set()
+                await go.wait()
+
+        zombie.on = halt
+        async with asyncio.timeout(PATIENCE):
+            await zombie.dbos.launch()
+            zombie.dbos.launched()._look = blind  # type: ignore[method-assign]
+            await zombie.dbos.start_workflow(zombie.twice)
+            await reached.wait()
+            await zombie.dbos.deactivate()
+            async with taker.dbos:
+                handle = await taker.dbos.resume_workflow("w")
+                assert await handle.get_result() == 30
+                await until(scene.is_tidy)
+                go.set()
+                while zombie.dbos.launched().running:
+                    await asyncio.sleep(0.02)
+            await zombie.dbos.shutdown(timeout=0)
+        assert await scene.entries() == ["w", "w"]
+        assert (zombie.calls, taker.calls) == (2, 1)
 
 
 @pytest.mark.parametrize("level", LEVELS)

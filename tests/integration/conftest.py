@@ -6,6 +6,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from commands import Commands
 
 from dbos_async import DBOS, Workflow, WorkflowHandle
 
@@ -112,3 +113,8 @@ async def until() -> Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]:
                 await asyncio.sleep(0.02)
 
     return wait
+
+
+@pytest.fixture
+def cli(dbos_database_url: str) -> Commands:
+    return Commands(dbos_database_url)

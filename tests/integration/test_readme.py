@@ -26,15 +26,15 @@ def links_of(page: Path) -> list[str]:
     return re.findall(r"\]\(([^)#:]+)\)", page.read_text())
 
 
-def output_of(code: str, database_url: str, directory: Path) -> str:
-    """What a program prints that uses this database."""
+def output_of(code: str, database_url: str, directory: Path, **others: str) -> str:
+    """What a program prints that uses this database, and others by these variables."""
     program = directory / "program.py"
     program.write_text(code)
     environment = {"DBOS_SYSTEM_DATABASE_URL": database_url, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, str(program)],
         cwd=directory,
-        env=os.environ | environment,
+        env=os.environ | environment | others,
         capture_output=True,
         text=True,
         timeout=60,
@@ -53,9 +53,9 @@ def output_of(code: str, database_url: str, directory: Path) -> str:
     ],
 )
 def test_every_python_block_runs_as_a_program(
-    code: str, dbos_database_url: str, tmp_path: Path
+    code: str, dbos_database_url: str, dbos_other_database_url: str, tmp_path: Path
 ) -> None:
-    output_of(code, dbos_database_url, tmp_path)
+    output_of(code, dbos_database_url, tmp_path, SECOND_DATABASE_URL=dbos_other_database_url)
 
 
 def test_the_first_program_prints_what_its_comments_promise(

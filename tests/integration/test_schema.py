@@ -543,7 +543,7 @@ async def test_an_older_official_database_is_refused_untouched(installed: Any, l
 async def test_an_adopted_table_that_lacks_a_column_is_not_called_complete(installed: Any) -> None:
     await outdate(installed)
     await installed.execute("alter table dbos.workflow_status drop column inputs cascade")
-    with pytest.raises(errors.ConfigurationError, match=r"lacks column workflow_status\.inputs:"):
+    with pytest.raises(errors.ConfigurationError, match=r"lacks .*column workflow_status\.inputs"):
         await schema.install(installed)
 
 

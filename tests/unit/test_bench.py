@@ -145,6 +145,12 @@ def test_the_bench_holds_a_snapshot_and_kills_processes(dbos_postgres: PostgresS
     assert "twice at once" in ended.stdout
 
 
+def test_the_bench_prunes_beside_a_load(dbos_postgres: PostgresServer) -> None:
+    ended = bench("retention", url=dbos_postgres.url)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "size, 10 x : 2 x" in ended.stdout
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("pgqueuer") is None, reason="PgQueuer is not installed here"
 )
