@@ -1,6 +1,6 @@
 """How fast dbos_async is on this machine, beside what it could be at best and what its peer does.
 
-    make bench                                  # everything, about fifteen minutes
+    make bench                                  # everything, about forty minutes
     make bench ARGS='sequential one_step'       # some workloads
     make bench ARGS='--json figures.json'       # every round's value, too
     make bench ARGS='--database-url postgresql://postgres@localhost/postgres'
@@ -52,6 +52,13 @@ What is measured, a file a workload:
   all values of a round, and how many were read a second. Once from a step, and once from the
   workflow itself, where each value is a step. *Saturated*: the same 100 write 500 values each
   without a pause, and nobody reads.
+- `retention`: 40 workflows of 10 steps at a time, without an end, while 1,000,000 workflows of two
+  steps that ended long ago are pruned as the leader does it, from the same process: steps a second,
+  in turns of ten seconds with pruning and five without, until nothing is left to prune. *A batch*
+  is what each transaction that pruned took the server, its commit aside: longer than any lock was
+  held before, for it begins with a look at what may go. Then a policy that keeps 50,000, and ten
+  times as many workflows: the size of all tables and indexes after each 50,000. One round, no
+  warm-up.
 
 How to read a figure. Contenders take turns in rounds, A B A B, after a round of warm-up that does
 not count. A ratio is taken within each round, so that what slows the machine down slows down both

@@ -20,6 +20,7 @@ from bench import (
     queue_limits,
     queue_snapshot,
     queue_throughput,
+    retention,
     sequential,
     streams,
     transactions,
@@ -44,6 +45,7 @@ WORKLOADS: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "streams": streams.measure,
     "transactions": transactions.measure,
     "wake_up": wake_up.measure,
+    "retention": retention.measure,
 }
 
 

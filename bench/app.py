@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from dbos_async import DBOS
 
@@ -11,8 +12,9 @@ from dbos_async import DBOS
 class App:
     """A launched app, and the ways to load it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, **settings: Any) -> None:
         self.dbos = DBOS("bench", url)
+        self.dbos.configure(**settings)
 
         @self.dbos.step(name="increment")
         async def increment(number: int) -> int:
@@ -41,6 +43,16 @@ class App:
         """Run so many workflows of so many steps, all started now."""
         await asyncio.gather(*[self.count(number, steps) for number in range(workflows)])
 
+    async def many(self, workflows: int, *, steps: int) -> None:
+        """Run so many workflows, a hundred at a time."""
+        left = iter(range(workflows))
+
+        async def client() -> None:
+            for number in left:
+                await self.count(number, steps)
+
+        await asyncio.gather(*[client() for _ in range(100)])
+
     async def in_flight(self, workflows: int, steps: int, *, until: float) -> int:
         """Replace each of so many workflows as it ends, until a time; how many ran in all."""
 
@@ -55,9 +67,9 @@ class App:
 
 
 @asynccontextmanager
-async def launched(url: str) -> AsyncIterator[App]:
+async def launched(url: str, **settings: Any) -> AsyncIterator[App]:
     """The app on the database of `url`."""
-    app = App(url)
+    app = App(url, **settings)
     async with app.dbos:
         yield app
 

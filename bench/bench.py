@@ -41,6 +41,12 @@ class Sizes(Struct, frozen=True):
     """Transactions in a row."""
     transactions_each: int = 40
     """Transactions of each of the workflows that run at the same time."""
+    finished: int = 1_000_000
+    """Workflows that are pruned."""
+    prune_seconds: float = 10.0
+    """How long a turn with or without pruning is."""
+    kept: int = 50_000
+    """Workflows that a policy keeps, of ten times as many."""
 
 
 QUICK = Sizes(
@@ -61,6 +67,9 @@ QUICK = Sizes(
     streamed=2,
     transactions=5,
     transactions_each=2,
+    finished=50,
+    prune_seconds=1.0,
+    kept=20,
 )
 """Enough to see that everything works."""
 
