@@ -140,10 +140,10 @@ select t.place
         where w.workflow_uuid = t.workflow_uuid offset 0) w on true
  where w.incarnation is distinct from t.incarnation
     or w.status in ('SUCCESS', 'ERROR')
-    or w.status = 'CANCELLED' and exists (
-           select from dbos.workflow_status c
+    or w.status = 'CANCELLED' and coalesce((
+           select true from dbos.workflow_status c
             where c.parent_workflow_id = t.workflow_uuid and c.name = 'DBOS.compensate'
-              and c.status = 'SUCCESS')
+              and c.status = 'SUCCESS' limit 1), false)
     or exists (select from dbos.operation_outputs o
                 where o.workflow_uuid = t.workflow_uuid
                   and (o.step_key = t.step_key
