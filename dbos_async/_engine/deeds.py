@@ -19,7 +19,8 @@ from msgspec import Struct
 
 from dbos_async._engine.context import Branch, current_branch
 from dbos_async._engine.execution import Execution, Wait
-from dbos_async._engine.inner import SLEEP, recorded_of
+from dbos_async._engine.inner import recorded_of
+from dbos_async._engine.replay import SLEEP
 from dbos_async._engine.steps import check_same, lost
 from dbos_async._engine.wakers import Wakers
 from dbos_async._store import codec, stored

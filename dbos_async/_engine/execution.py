@@ -63,8 +63,8 @@ class Limit(Protocol):
     deadline_ms: float
     """When it expires, unless the record says otherwise."""
 
-    def expire(self) -> None:
-        """Cancel its block."""
+    def reach(self) -> None:
+        """Its block has come to the call in which it had expired, and waits there."""
         ...
 
     def start(self) -> None:
@@ -337,7 +337,7 @@ class Execution:
         try:
             return await landing
         except asyncio.CancelledError as exc:
-            if self._ends_in(key):
+            if self.ends_in(key):
                 raise
             if landing.cancelled():
                 landing = self.executor.session.checkpointer.again(write, landing)
@@ -354,14 +354,14 @@ class Execution:
             try:
                 await asyncio.wait([work])
             except asyncio.CancelledError as exc:
-                if self._ends_in(key):
+                if self.ends_in(key):
                     raise
                 cancelled = exc
         if cancelled is not None:
             cancel_later(cancelled)
         return work.result()
 
-    def _ends_in(self, key: str) -> bool:
+    def ends_in(self, key: str) -> bool:
         """Whether a cancellation is the end of the run, or step `key` must not return."""
         is_over = self.stopped is not None or self.is_settling or self.executor.is_ending
         return is_over or key in self.frozen
@@ -376,10 +376,10 @@ class Execution:
             self.frozen.setdefault(key, []).append(limit)
 
     async def stop_if_frozen(self, key: str) -> None:
-        """Let the limits expire that had expired in this step; it never returns then."""
+        """Never return if limits had expired in this step; they will again."""
         if key in self.frozen:
             for limit in self.frozen[key]:
-                limit.expire()
+                limit.reach()
             await asyncio.get_running_loop().create_future()
 
     def pass_by(self, keys: Iterable[str]) -> None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 from dbos_async import errors
 from dbos_async._engine.bulk import Bulk
 from dbos_async._engine.context import Branch, current_branch
-from dbos_async._engine.execution import Execution, Started, Wait
+from dbos_async._engine.execution import Execution, Started, Wait, cancel_later
 from dbos_async._engine.intake import Call, Order
 from dbos_async._engine.outcomes import text_of
+from dbos_async._engine.replay import AWAKE, SLEEP
 from dbos_async._engine.steps import StepDefinition, Steps, check_same, large_digest, lost
 from dbos_async._store import codec, notifier, sql, stored
 from dbos_async._store.arguments import digest as digest_of
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 ENQUEUE_MANY: Final = "DBOS.enqueueMany"
 GET_RESULT: Final = "DBOS.getResult"
-SLEEP: Final = "DBOS.sleep"
 
 IDS: Final = codec.decoder(list[str])
 MOMENT: Final = codec.decoder(float)
@@ -362,8 +362,16 @@ class Inner:
 
         step = StepDefinition(SLEEP, wake_at, decode=MOMENT, is_internal=True)
         wakes_at: float = await self._steps.run(execution, key, position, step, (), {})
-        async with execution.waiting(Wait(key=key, until_ms=wakes_at * 1000)):
-            await self._executor.clock.sleep_until(wakes_at * 1000)
+        wakes_at_ms = wakes_at * 1000
+        if execution.replay is not None and execution.replay.cut_short(key, wakes_at_ms):
+            await execution.replay.quiet(AWAKE)
+        try:
+            async with execution.waiting(Wait(key=key, until_ms=wakes_at_ms)):
+                await self._executor.clock.sleep_until(wakes_at_ms)
+        except asyncio.CancelledError as exc:
+            if self._executor.clock.now_ms() < wakes_at_ms or execution.ends_in(key):
+                raise
+            cancel_later(exc)
 
 
 def recorded_of(step: StepWrite) -> Recorded:

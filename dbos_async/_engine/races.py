@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, TypeGuard
 
 from dbos_async._engine.context import Branch, branch_of
 from dbos_async._engine.execution import Execution, Started, Wait
-from dbos_async._engine.replay import DECIDED, WAIT
+from dbos_async._engine.replay import DECIDED, SLEEP, WAIT
 from dbos_async._engine.steps import StepDefinition
 from dbos_async._store import codec
 from dbos_async._store.database import Database
@@ -28,7 +28,6 @@ from dbos_async._store.workflows import fetch_outcomes
 Entrant = Started | asyncio.Future[Any]
 """What can be waited for."""
 
-DEADLINE: Final = "DBOS.sleep"
 MODES: Final = (asyncio.ALL_COMPLETED, asyncio.FIRST_COMPLETED, asyncio.FIRST_EXCEPTION)
 
 
@@ -119,7 +118,7 @@ class RecordedRace:
             now_ms: int = self._executor.clock.now_ms()
             return now_ms / 1000 + self._seconds
 
-        step = StepDefinition(DEADLINE, ends_at, decode=codec.decoder(float), is_internal=True)
+        step = StepDefinition(SLEEP, ends_at, decode=codec.decoder(float), is_internal=True)
         position = execution.position_of(key)
         ends: float = await self._executor.steps.run(execution, key, position, step, (), {})
         return ends * 1000

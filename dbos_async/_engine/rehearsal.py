@@ -13,8 +13,7 @@ run, as it does in every replay.
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -25,12 +24,12 @@ from dbos_async import errors
 from dbos_async._config import Settings
 from dbos_async._engine.callers import admitted, stored_caller
 from dbos_async._engine.context import Branch, TaskTree
-from dbos_async._engine.execution import Execution, Limit, Stop, Wait
+from dbos_async._engine.execution import Execution, Limit, Stop
 from dbos_async._engine.executor import Executor
 from dbos_async._engine.limits import Turnstiles
 from dbos_async._engine.pulse import Pulse
 from dbos_async._engine.registry import Address, Registry, Runnable, WorkflowDefinition
-from dbos_async._engine.replay import SLEPT, TIMEOUT
+from dbos_async._engine.replay import TIMEOUT
 from dbos_async._engine.session import Session
 from dbos_async._engine.steps import Steps
 from dbos_async._engine.transactions import Transactions
@@ -143,14 +142,6 @@ class Rehearsal(Execution):
         await self.stop_if_frozen(key)
         self.under_way[key] = self._names.get(key, "a step")
         await asyncio.get_running_loop().create_future()
-
-    @asynccontextmanager
-    async def waiting(self, wait: Wait) -> AsyncIterator[None]:
-        """A sleep is over at once, but not before whoever cancels it in it has come as far."""
-        if self.replay is not None:
-            await self.replay.quiet(SLEPT)
-        async with super().waiting(wait):
-            yield
 
     def pass_by(self, keys: Iterable[str]) -> None:
         """Take them for called."""

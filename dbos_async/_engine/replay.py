@@ -9,22 +9,30 @@ step was called and no task ended, for some turns of the loop:
     turns    what then happens
     10       a recorded `wait` returns: its losers, too, have come as far as they had
     20       a recorded timeout expires where it had expired, the innermost first
-    25       a sleep is over, where none takes its time (see `rehearsal`)
+    25       a sleep that was cut short goes by the clock all the same
     30       a timeout that is not recorded goes by the clock
     40       steps that are not recorded begin
 
 Each of these moves something, and the count begins anew. What is recorded and must be fetched from
 elsewhere moves until it is there. A body that awaits something plain, such as `asyncio.sleep`, does
 not move: then a step that lost may be called again, as it may be when its process dies. Only
-recorded histories with a race in them are counted, and those with a saga in them and a branch.
+recorded histories with a race in them are counted, and those with a sleep or a saga in a branch.
 
-Of the latter the steps are also answered in the order in which they had landed; or, when nothing
+A branch may have been cancelled in a sleep, and its replay finds the moment long passed. What comes
+next in the branch tells: if it began before the moment, the sleep waits for whoever cancels it
+again. Else the sleep goes by the clock; and a cancellation that finds it over by the clock comes
+behind it, as one does that finds a record on its way (`Execution.landed`), so that the next replay
+does the same. Only a body that awaits something plain, when it is cancelled in a sleep, and calls
+its next step after the moment, is taken for one that had slept.
+
+With a saga the steps are also answered in the order in which they had landed; or, when nothing
 has moved for 10 turns, the first of those that are called. Else the failure of one task could
 cancel another before that is in its saga again, and what it has to undo would be forgotten.
 """
 
 import asyncio
-from collections import deque
+from bisect import bisect_left
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
@@ -36,13 +44,14 @@ if TYPE_CHECKING:
 
 WAIT: Final = "DBOS.asyncio_wait"
 TIMEOUT: Final = "DBOS.timeout"
+SLEEP: Final = "DBOS.sleep"
 REGISTER: Final = "DBOS.saga.compensate"
 RACES: Final = frozenset({WAIT, TIMEOUT})
 """Steps that make a history one with races."""
 
 DECIDED: Final = 10
 EXPIRED: Final = 20
-SLEPT: Final = 25
+AWAKE: Final = 25
 DUE: Final = 30
 NEW: Final = 40
 
@@ -69,15 +78,19 @@ class Replay:
     """How far a run has come in what is recorded of it."""
 
     def __init__(
-        self, execution: "Execution", keys: Iterable[str], order: Iterable[str] = ()
+        self,
+        execution: "Execution",
+        history: Mapping[str, Recorded],
+        order: Iterable[str] = (),
     ) -> None:
-        self.left = set(keys)
+        self.left = set(history)
         """The recorded steps that have not been called again."""
         self.is_over = False
         """Whether new steps have begun."""
         self._to_land = deque(order)  # the first of them is in `left`, and none before it
         self._places = {key: place for place, key in enumerate(self._to_land)}
         self._line: dict[str, asyncio.Future[None]] = {}  # steps that wait for their turn
+        self._began = begun_behind(history.values())
         self._execution = execution
         self._expiries: list[Expiry] = []
         self._waiting: list[tuple[int, Callable[[], None]]] = []
@@ -108,6 +121,13 @@ class Replay:
         quiet: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.when(turns, partial(wake, quiet))
         await quiet
+
+    def cut_short(self, key: str, moment_ms: float) -> bool:
+        """Whether what is recorded next in this sleep's branch began before the sleep was over."""
+        path, number = split(key)
+        began = self._began[path]
+        place = bisect_left(began, (number, 0))
+        return place < len(began) and began[place][1] < moment_ms
 
     @property
     def is_ordered(self) -> bool:
@@ -192,7 +212,34 @@ def replay_of(execution: "Execution", history: Mapping[str, Recorded]) -> Replay
             history.values(), key=lambda step: (step.completed_at_ms or 0, step.position)
         )
         return Replay(execution, history, [step.key for step in landed])
-    return None if names.isdisjoint(RACES) else Replay(execution, history)
+    sleeps = (key for key, step in history.items() if step.name == SLEEP)
+    if names.isdisjoint(RACES) and not any("." in key for key in sleeps):
+        return None
+    return Replay(execution, history)
+
+
+def begun_behind(steps: Iterable[Recorded]) -> defaultdict[str, list[tuple[int, int]]]:
+    """By a branch's path: behind which of its steps something began, and when; in order.
+
+    A step begins behind the one before it, a task that was spawned behind the last one called.
+    """
+    begun: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+    for step in steps:
+        started_at_ms = step.started_at_ms or 0
+        path, number = split(step.key)
+        begun[path].append((number - 1, started_at_ms))
+        while path:
+            path, number = split(path.rsplit(".", 2)[0])
+            begun[path].append((number, started_at_ms))
+    for behind in begun.values():
+        behind.sort()
+    return begun
+
+
+def split(key: str) -> tuple[str, int]:
+    """A step's branch, as in `Branch.path`, and its number there."""
+    path, dot, number = key.rpartition(".")
+    return path + dot, int(number)
 
 
 def wake(quiet: "asyncio.Future[None]") -> None:

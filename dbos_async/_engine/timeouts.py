@@ -8,9 +8,9 @@ Both are numbered when the block is entered. A limit that expires notes where it
 it as `asyncio.timeout` does, and no new step begins before that is durable. In a replay:
 
 - *left in time*: no clock runs.
-- *expired*: the task was within a step or a verb, and it does not return this time either, whether
-  or not it landed in the same instant; or it awaited something else, such as its branches, and then
-  it is cancelled as soon as it has come as far (see `replay`).
+- *expired*: the task was within a step or a verb, and that does not return this time either,
+  whether or not it landed in the same instant; or it awaited something else, such as its branches.
+  It is cancelled once it and everybody else have come as far (see `replay`).
 - *neither is recorded*: recorded steps are answered first, however late it is now; only then does
   the limit go by the clock, so that a body which had finished in time does so again.
 
@@ -127,6 +127,7 @@ class Limit:
             self._where = stored.read(self._recorded.output, self._recorded.serialization, DECODE)
         self._inner: asyncio.Timeout | None = None
         self._has_expired = False
+        self._is_in_call = False  # where it expired in an earlier run, if it was in one
         self._timer: asyncio.Task[None] | None = None
         self._cancelling = 0
         self._write: StepWrite | None = None
@@ -195,13 +196,18 @@ class Limit:
     def is_reached(self) -> bool:
         """Whether the block has come to where it expired."""
         where = self._where
-        return (
-            where is not None
-            and not where.keys
-            and not self.expired()
-            and self._is_at(where)
-            and not (self._branch.call is not None and self._branch.call.is_under_way)
-        )
+        if where is None or self.expired():
+            return False
+        if where.keys:
+            return self._is_in_call
+        is_in_another = self._branch.call is not None and self._branch.call.is_under_way
+        return self._is_at(where) and not is_in_another
+
+    def reach(self) -> None:
+        """The block is in the call where it expired."""
+        self._is_in_call = True
+        if self._execution.replay is not None and not self.expired():
+            self._execution.replay.expect(self)
 
     def check_place(self) -> None:
         """The branch is about to call a step or to spawn a task.

@@ -2,10 +2,10 @@
 
 import asyncio
 import random
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dbos_async import DBOS, Workflow
@@ -37,6 +37,18 @@ ACTIONS = st.deferred(
     )
 )
 PROGRAMS: st.SearchStrategy[Program] = st.lists(ACTIONS, max_size=3)
+
+
+INNER: Final = [
+    "wait",
+    [
+        [["timeout", [["step", 0.0], ["gather", [[["sleep", 1000]]]]], 0.006], ["sleep", 0.0]],
+        [["gather", [[]]], ["timeout", [], 0.0]],
+    ],
+    "FIRST_COMPLETED",
+    0.0,
+]
+"""A race whose loser, too, is recorded to have come to a limit of its own."""
 
 
 class Life:
@@ -125,6 +137,31 @@ def shared(life: Life, other: Life) -> dict[str, Any]:
     return {label: what for label, what in life.decided.items() if label in other.decided}
 
 
+@example(  # the loser's sleep is over, and its next step recorded, when it is cancelled
+    program=[["wait", [[], [["sleep", 0.0], ["step", 0.0]]], "FIRST_COMPLETED", None]],
+    seeds=(0, 0, 0),
+    checkpoints=(1, 1),
+    before=False,
+)
+@example(  # an outer limit expires in its wait, and what an inner wait is for had come further
+    program=[
+        [
+            "wait",
+            [
+                [
+                    ["timeout", [["wait", [[INNER]], "FIRST_EXCEPTION", None]], 0.006],
+                    ["sleep", 0.01],
+                ]
+            ],
+            "FIRST_EXCEPTION",
+            None,
+        ],
+        ["step", 0.0],
+    ],
+    seeds=(0, 0, 0),
+    checkpoints=(6, 10),
+    before=False,
+)
 @given(
     program=PROGRAMS,
     seeds=st.tuples(st.integers(), st.integers(), st.integers()),
