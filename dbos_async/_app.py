@@ -345,6 +345,7 @@ class DBOS(Router, Client):
         admin = None if settings.admin_port is None else admin_api(self, settings)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(session.open(migrate=settings.migrate))
+            await declare(session, registry)  # whoever sees it alive may use its queues
             pulse = Pulse()
             stack.enter_context(pulse.open())
             lease = lease_of(session, pulse)
@@ -369,7 +370,6 @@ class DBOS(Router, Client):
             recovery = Recovery(settings, session.database, executor, addresses)
             dispatcher = Dispatcher(settings, session, executor, addresses, registry)
             scheduler = Scheduler(session, executor, leader, registry.workflows)
-            await declare(session, registry)
             await warn_of_stranded(session)
             session.executor = executor
             session.on_news[notifier.ENDED].append(executor.news)

@@ -315,7 +315,7 @@ class Client(Verbs):
     def drop(self, why: BaseException) -> None:
         """Let go of everything as if the process had died; who waits gets `why`. For tests."""
         session, self._session = self._session, None
-        if session is not None and self._host is not None:
+        if session is not None and self._host is not None and not self._host.is_over:
             session.drop(why)
             self._host.drop()
 

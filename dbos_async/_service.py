@@ -78,6 +78,11 @@ class Host(Generic[T]):
         if self._task is not None:
             await asyncio.wait([self._task])
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the context is left; `asyncio.run` cancels what nobody has closed."""
+        return self._task is not None and self._task.done()
+
     def drop(self) -> None:
         """Cancel the context where it is; `close` then only waits for its end."""
         self.is_dropped = True

@@ -130,6 +130,23 @@ def test_a_whole_loop_can_crash(dbos_database_url: str) -> None:
     assert crash.happened
 
 
+def test_an_app_whose_loop_has_ended_without_it_does_not_matter(dbos_database_url: str) -> None:
+    left, _ = shop(dbos_database_url)
+
+    async def launch() -> None:
+        await left.launch()
+
+    async def crash() -> bool:
+        dbos, _ = shop(dbos_database_url)
+        with crash_at(1) as crash:
+            async with dbos:
+                await dbos.total(1)
+        return crash.happened
+
+    asyncio.run(launch())
+    assert asyncio.run(crash())
+
+
 def test_the_fixtures_are_the_functions(
     crash_at: Callable[..., object], advance: Callable[..., object]
 ) -> None:
