@@ -61,9 +61,11 @@ class OpenTransaction:
 
     def __enter__(self) -> None:
         self._token = _transaction.set(self)
+        _open.add(self)
 
     def __exit__(self, *exc_info: object) -> None:
         self.is_over = True
+        _open.discard(self)
         _transaction.reset(self._token)
 
 
@@ -218,6 +220,10 @@ _transaction: contextvars.ContextVar[OpenTransaction | None] = contextvars.Conte
 )
 
 
+_open: set[OpenTransaction] = set()
+"""All of this process: mostly none, and then no context need be asked."""
+
+
 class Birth(NamedTuple):
     """A task that is being made: who makes it, and where it belongs."""
 
@@ -257,7 +263,7 @@ def still_on(branch: Branch | None) -> Branch | None:
 
 def open_transaction() -> OpenTransaction | None:
     """The transaction that the calling code is in, within workflows and outside."""
-    found = _transaction.get()
+    found = _transaction.get() if _open else None
     return None if found is None or found.is_over else found
 
 

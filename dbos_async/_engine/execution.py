@@ -337,11 +337,21 @@ class Execution:
         try:
             return await landing
         except asyncio.CancelledError as exc:
-            if self.ends_in(key):
-                raise
-            if landing.cancelled():
-                landing = self.executor.session.checkpointer.again(write, landing)
-            return await self.outlasting(key, landing, exc)
+            return await self.landed_late(key, write, landing, exc)
+
+    async def landed_late(
+        self,
+        key: str,
+        write: Write,
+        landing: "asyncio.Future[Landing]",
+        cancelled: asyncio.CancelledError,
+    ) -> Landing:
+        """The same, for whom a cancellation has reached while it waited for `landing`."""
+        if self.ends_in(key):
+            raise cancelled
+        if landing.cancelled():
+            landing = self.executor.session.checkpointer.again(write, landing)
+        return await self.outlasting(key, landing, cancelled)
 
     async def outlasting(
         self,
