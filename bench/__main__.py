@@ -22,6 +22,7 @@ from bench import (
     queue_throughput,
     retention,
     sequential,
+    shards,
     streams,
     transactions,
     wake_up,
@@ -46,6 +47,7 @@ WORKLOADS: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "transactions": transactions.measure,
     "wake_up": wake_up.measure,
     "retention": retention.measure,
+    "shards": shards.measure,
 }
 
 

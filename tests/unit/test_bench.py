@@ -22,6 +22,7 @@ WITHOUT_PEER = (
     "queue_idle",
     "enqueue_many",
     "queue_backlog",
+    "shards",
     "streams",
     "transactions",
     "wake_up",
