@@ -206,6 +206,8 @@ class Replay:
 
 def replay_of(execution: "Execution", history: Mapping[str, Recorded]) -> Replay | None:
     """What a run that has this history has to observe; None: nothing."""
+    if not history:
+        return None
     names = {step.name for step in history.values()}
     if REGISTER in names and any("." in key for key in history):
         landed = sorted(
