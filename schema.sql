@@ -394,6 +394,7 @@ create table if not exists dbos.dbos_async_compensations (
 -- or, where sessions are not its own (lease_ms is not null), that it was seen within its lease.
 --     boot                what all owner tokens of that launch begin with
 --     last_seen_epoch_ms  of a row with a lease; else pg_stat_activity knows
+--     is_deactivated      it takes nothing new, until its next launch
 create table if not exists dbos.dbos_async_executors (
     executor_id text primary key,
     application_name text not null,
@@ -405,6 +406,8 @@ create table if not exists dbos.dbos_async_executors (
     last_seen_epoch_ms bigint not null,
     lease_ms bigint
 );
+alter table dbos.dbos_async_executors
+    add column if not exists is_deactivated boolean not null default false;
 
 -- The executors that live, by the key of their advisory lock.
 create or replace view dbos.dbos_async_alive as
@@ -425,7 +428,8 @@ select e.executor_id, e.application_name, e.application_version, e.hostname, e.p
        coalesce(s.state_change, to_timestamp(e.last_seen_epoch_ms / 1000.0)) as last_seen_at,
        a.key is not null as is_alive,
        (select count(*) from dbos.workflow_status w
-         where w.status = 'PENDING' and w.executor_id = e.executor_id) as workflows
+         where w.status = 'PENDING' and w.executor_id = e.executor_id) as workflows,
+       e.is_deactivated
   from dbos.dbos_async_executors e
   left join dbos.dbos_async_alive a
     on a.key = hashtextextended('dbos_async executor ' || e.executor_id, 0)

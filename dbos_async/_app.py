@@ -235,15 +235,19 @@ class DBOS(Router, Client):
         """Take nothing more off queues and start nothing new, until the next launch.
 
         Once this returns, nothing more is taken. What runs goes on, and so does what is recovered;
-        `start_workflow` raises NotLaunchedError. For a process that is to be replaced and still has
-        work.
+        `start_workflow` raises NotLaunchedError; `list_executors` tells others. For a process that
+        is to be replaced and still has work.
 
         Raises:
             NotLaunchedError: the app is not launched.
+            DatabaseLostError: it is deactivated, but others do not know; ask again.
         """
-        executor = self.launched()
+        executor, session = self.launched(), self._own_session()
         executor.is_deactivated = True
         await executor.claims.back()
+        await session.database.execute(
+            sql.DEACTIVATE_EXECUTOR, session.settings.executor_id, session.intake.boot
+        )
 
     async def __aenter__(self) -> Self:
         await self.launch()

@@ -78,6 +78,8 @@ class ExecutorInfo(Struct, frozen=True, kw_only=True):
     """False: it died, and what it left is being taken over, or waits for its version."""
     workflows: int
     """How many it runs, or left PENDING."""
+    is_deactivated: bool = False
+    """It takes nothing new until its next launch; see `deactivate`."""
 
 
 class Versioning:
@@ -345,4 +347,5 @@ def executor_of(row: ExecutorRow) -> ExecutorInfo:
         last_seen_at=row.last_seen_at,
         is_alive=row.is_alive,
         workflows=row.workflows,
+        is_deactivated=row.is_deactivated,
     )

@@ -445,6 +445,7 @@ class ExecutorRow(Struct, frozen=True):
     last_seen_at: datetime
     is_alive: bool
     workflows: int
+    is_deactivated: bool = False
 
 
 class WorkflowCount(Struct, frozen=True):

@@ -226,6 +226,8 @@ async def test_a_deactivated_process_finishes_and_recovers_and_takes_nothing_new
         handle = await here.dbos.start_workflow(here.checkout)
         await here.inside.wait()
         await here.dbos.deactivate()
+        [told] = await here.dbos.list_executors()
+        assert told.is_deactivated
         with pytest.raises(NotLaunchedError, match="deactivated"):
             await here.dbos.start_workflow(here.checkout.with_options(workflow_id="new"))
         queued = await queue.enqueue(here.checkout.with_options(workflow_id="queued"))
@@ -241,4 +243,5 @@ async def test_a_deactivated_process_finishes_and_recovers_and_takes_nothing_new
         assert (await queued.get_status()).status == "ENQUEUED"
         assert (await fork.get_status()).status == "ENQUEUED"
     async with here.dbos:
+        assert not any(each.is_deactivated for each in await here.dbos.list_executors())
         assert await (await here.dbos.retrieve_workflow("queued")).get_result() == "charged"

@@ -33,6 +33,7 @@ values ($1, $2, $3, $4, $5, $6, $7, """ + _NOW_MS + ", " + _NOW_MS + """)
    set application_name = excluded.application_name,
        application_version = excluded.application_version, hostname = excluded.hostname,
        process_id = excluded.process_id, boot = excluded.boot, lease_ms = excluded.lease_ms,
+       is_deactivated = e.is_deactivated and e.boot = excluded.boot,
        started_at_epoch_ms = case when e.boot = excluded.boot then e.started_at_epoch_ms
                                   else excluded.started_at_epoch_ms end,
        last_seen_epoch_ms = excluded.last_seen_epoch_ms
@@ -49,12 +50,17 @@ select e.process_id || ' on ' || e.hostname
   from dbos.dbos_async_executors e
  where e.executor_id = $1 and e.boot <> $2
 """
+DEACTIVATE_EXECUTOR: Final = """
+update dbos.dbos_async_executors e
+   set is_deactivated = true
+ where e.executor_id = $1 and e.boot = $2
+"""
 UNREGISTER_EXECUTOR: Final = """
 delete from dbos.dbos_async_executors e where e.executor_id = $1 and e.boot = $2
 """
 FETCH_EXECUTORS: Final = """
 select e.executor_id, e.application_name, e.application_version, e.hostname, e.process_id,
-       e.started_at, e.last_seen_at, e.is_alive, e.workflows
+       e.started_at, e.last_seen_at, e.is_alive, e.workflows, e.is_deactivated
   from dbos.executors e
  where ($1::text is null or e.application_name = $1) and ($2::text is null or e.executor_id = $2)
  order by e.started_at, e.executor_id
