@@ -31,13 +31,17 @@ _STEP_COLUMNS: Final = """
        o.output, o.error, o.child_workflow_id, o.started_at_epoch_ms, o.completed_at_epoch_ms,
        coalesce(o.arguments_digest, copied.arguments_digest), o.serialization
 """
+# `offset 0` keeps it a look-up by key: with old statistics, as after a burst of steps, the planner
+# would read all steps for each one.
 _COPIED_STEP: Final = """
   left join lateral (
        select s.step_key, s.arguments_digest
-         from lineage l join dbos.operation_outputs s
-           on s.workflow_uuid = l.ancestor and s.function_id = o.function_id
+         from lineage l,
+              lateral (select c.step_key, c.arguments_digest
+                         from dbos.operation_outputs c
+                        where c.workflow_uuid = l.ancestor and c.function_id = o.function_id
+                          and c.function_name = o.function_name offset 0) s
         where l.workflow_uuid = o.workflow_uuid and o.step_key is null
-          and s.function_name = o.function_name
         order by s.step_key is null, s.step_key is null and s.arguments_digest is null, l.distance
         limit 1) copied on true
 """
