@@ -582,14 +582,11 @@ $$;
 -- number by the time of creation. What pruning walks along is the index of that: a position is the
 -- time and the id of the last workflow that it looked at, and what stays is looked at once a round.
 --
--- What has not ended stays, and so does
---     a child as long as its parent, which may still ask for its result, or be resumed or rewound;
---     a parent of a child that has not ended, which may need what the parent left;
---     the source of a fork that has not ended: what another client forked reads its step keys.
--- Two that prune at a time do no harm: each skips what the other has locked, and deletes only the
--- versions of rows that it has looked at, or, before that, has written to an archive.
+-- What has not ended stays, and so does whom somebody needs that stays (dbos_async_unneeded). Two that
+-- prune at a time do no harm: each skips what the other has locked, and deletes only the versions of
+-- rows that it has looked at, or, before that, has written to an archive.
 
--- Whether a workflow may go. failed_cutoff_ms is for those that failed; NULL: they are as the others.
+-- Whether a policy lets a workflow go. failed_cutoff_ms is for those that failed; NULL: they are as the others.
 create or replace function dbos.dbos_async_is_past(
     status text, created_at bigint, workflow_id text, ended_at bigint,
     cutoff_ms bigint, boundary_ms bigint, boundary_id text, failed_cutoff_ms bigint
@@ -662,13 +659,54 @@ begin
 end
 $$;
 
--- The next workflows that may go, up to so many, and where the look at them came to: it looks further
--- where few of them may. Their parents, where they are there still; and the versions of both rows,
--- since nothing is locked.
+-- Which of these, all of which have ended, nobody needs who stays. There stay
+--     a parent of a child that has not ended, which may need what the parent left;
+--     the source of a fork that has not ended: what another client forked reads its step keys;
+--     who has open compensations: nothing else tells what is to be undone;
+--     a child of whoever stays, who may ask for its result, or be resumed or rewound.
+-- So of a parent that stays the whole tree does, and a parent that is gone keeps nobody.
+create or replace function dbos.dbos_async_unneeded(workflow_ids text[]) returns text[]
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $$
+begin
+    return array(
+        with recursive asked as materialized (
+            select w.workflow_uuid as id, w.parent_workflow_id as parent, w.created_at,
+                   exists (select from dbos.workflow_status c
+                            where c.parent_workflow_id = w.workflow_uuid
+                              and c.status in ('PENDING', 'ENQUEUED', 'DELAYED') offset 0)
+                   or w.was_forked_from
+                   and exists (select from dbos.workflow_status f
+                                where f.forked_from = w.workflow_uuid and f.forked_from <> ''
+                                  and f.status in ('PENDING', 'ENQUEUED', 'DELAYED'))
+                   or exists (select from dbos.dbos_async_compensations c
+                               where c.workflow_uuid = w.workflow_uuid)
+                   or w.parent_workflow_id <> all(workflow_ids)
+                   and exists (select from dbos.workflow_status p
+                                where p.workflow_uuid = w.parent_workflow_id offset 0) as stays
+              from dbos.workflow_status w
+             where w.workflow_uuid = any(workflow_ids)
+        ), staying(id) as (
+            select a.id from asked a where a.stays
+            union
+            select a.id from staying s join asked a on a.parent = s.id
+        )
+        select a.id from asked a
+         where a.id not in (select s.id from staying s)
+         order by a.created_at, a.id);
+end
+$$;
+
+-- The next workflows that may go, with the versions of what was looked at, since nothing is locked;
+-- and where the look came to. It ends after so many workflows, or so many rows to be deleted
+-- (NULL: whatever they are), but for a workflow that alone has more.
 create or replace function dbos.dbos_async_find_prunable(
     cutoff_ms bigint, boundary_ms bigint, boundary_id text, failed_cutoff_ms bigint,
-    application text, after_ms bigint, after_id text, looks integer,
-    out workflow_ids text[], out versions text[], out parents text[], out parent_versions text[],
+    application text, after_ms bigint, after_id text, looks integer, most_rows integer,
+    out workflow_ids text[], out versions text[],
     out reached_ms bigint, out reached_id text, out is_last boolean
 )
 language plpgsql stable
@@ -678,145 +716,118 @@ set enable_sort = off
 set jit = off
 as $$
 declare
-    found record;
+    workflow record;
+    looked integer := 0;
+    found_rows bigint := 0;
 begin
     workflow_ids := '{}';
+    versions := '{}';
     reached_ms := after_ms;
     reached_id := after_id;
-    for turn in 1 .. 10 loop
-        with walked as materialized (
-            select w.workflow_uuid as id, w.xmin::text as version, w.status, w.created_at,
-                   coalesce(w.completed_at, w.updated_at) as ended_at, w.was_forked_from,
-                   w.parent_workflow_id, w.application_name
-              from dbos.workflow_status w
-             where w.created_at >= reached_ms
-               and w.created_at <= greatest(cutoff_ms, boundary_ms, failed_cutoff_ms)
-               and (w.created_at > reached_ms or w.workflow_uuid > reached_id)
-             order by w.created_at, w.workflow_uuid
-             limit looks - cardinality(workflow_ids)
-        ), prunable as materialized (
-            select w.id, w.version, p.id as parent, p.version as parent_version
-              from walked w
-              left join lateral (
-                   select p.workflow_uuid as id, p.xmin::text as version, p.status, p.created_at,
-                          coalesce(p.completed_at, p.updated_at) as ended_at
-                     from dbos.workflow_status p
-                    where p.workflow_uuid = w.parent_workflow_id
-                   offset 0) p on true
-             where dbos.dbos_async_is_past(w.status, w.created_at, w.id, w.ended_at, cutoff_ms,
-                                           boundary_ms, boundary_id, failed_cutoff_ms)
+    for workflow in
+        select w.workflow_uuid as id, w.xmin::text as version, w.created_at,
+               dbos.dbos_async_is_past(w.status, w.created_at, w.workflow_uuid,
+                                       coalesce(w.completed_at, w.updated_at), cutoff_ms,
+                                       boundary_ms, boundary_id, failed_cutoff_ms)
                and (application is null
-                    or w.application_name = application or w.application_name is null)
-               and (p.id is null
-                    or dbos.dbos_async_is_past(p.status, p.created_at, p.id, p.ended_at, cutoff_ms,
-                                               boundary_ms, boundary_id, failed_cutoff_ms))
-               and not exists (select from dbos.workflow_status c
-                                where c.parent_workflow_id = w.id
-                                  and c.status in ('PENDING', 'ENQUEUED', 'DELAYED')
-                               offset 0)
-               and not (w.was_forked_from
-                        and exists (select from dbos.workflow_status f
-                                     where f.forked_from = w.id and f.forked_from <> ''
-                                       and f.status in ('PENDING', 'ENQUEUED', 'DELAYED')))
-               and not (w.status = 'CANCELLED'
-                        and exists (select from dbos.dbos_async_compensations c
-                                     where c.workflow_uuid = w.id))
-        )
-        select p.ids, p.versions, p.parents, p.parent_versions, l.created_at, l.id,
-               (select count(*) from walked) < looks - cardinality(workflow_ids) as is_last
-          into found
-          from (select array_agg(p.id) as ids, array_agg(p.version) as versions,
-                       array_agg(p.parent) as parents, array_agg(p.parent_version) as parent_versions
-                  from prunable p) p
-          left join (select w.created_at, w.id from walked w
-                      order by w.created_at desc, w.id desc limit 1) l on true;
-        workflow_ids := workflow_ids || found.ids;
-        versions := versions || found.versions;
-        parents := parents || found.parents;
-        parent_versions := parent_versions || found.parent_versions;
-        reached_ms := coalesce(found.created_at, reached_ms);
-        reached_id := coalesce(found.id, reached_id);
-        is_last := found.is_last;
-        exit when is_last or cardinality(workflow_ids) >= looks / 2.0;
+                    or w.application_name = application or w.application_name is null) as is_past
+          from dbos.workflow_status w
+         where w.created_at >= after_ms
+           and w.created_at <= greatest(cutoff_ms, boundary_ms, failed_cutoff_ms)
+           and (w.created_at > after_ms or w.workflow_uuid > after_id)
+         order by w.created_at, w.workflow_uuid
+         limit looks
+    loop
+        if workflow.is_past then
+            if most_rows is not null then
+                found_rows := found_rows + 1 + (
+                    select coalesce(max(o.function_id), 0)  -- counts them, and reads one
+                      from dbos.operation_outputs o where o.workflow_uuid = workflow.id) + (
+                    select count(*)
+                      from (select from dbos.streams s where s.workflow_uuid = workflow.id
+                            union all
+                            select from dbos.workflow_events_history h
+                             where h.workflow_uuid = workflow.id
+                            union all
+                            select from dbos.notifications n where n.destination_uuid = workflow.id
+                             limit most_rows) r);
+                exit when found_rows > most_rows and cardinality(workflow_ids) > 0;
+            end if;
+            workflow_ids := workflow_ids || workflow.id;
+            versions := versions || workflow.version;
+        end if;
+        looked := looked + 1;
+        reached_ms := workflow.created_at;
+        reached_id := workflow.id;
     end loop;
-    versions := coalesce(versions, '{}');
-    parents := coalesce(parents, '{}');
-    parent_versions := coalesce(parent_versions, '{}');
+    is_last := looked < looks and (most_rows is null or found_rows <= most_rows);
+    workflow_ids := dbos.dbos_async_unneeded(workflow_ids);
 end
 $$;
 
--- Deletes what was found, if the rows are the same still and nobody holds them. How many that were,
--- and how many may be looked at for the next batch, so that its locks are held for 25 ms and a
--- commit.
-create or replace function dbos.dbos_async_delete_prunable(
-    workflow_ids text[], versions text[], parents text[], parent_versions text[], looks integer,
-    out deleted integer, out next_looks integer
-)
+-- Deletes what was found, if the rows are the same still, nobody holds them, and nobody has come
+-- meanwhile who needs them; how many that were.
+create or replace function dbos.dbos_async_delete_prunable(workflow_ids text[], versions text[])
+returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set jit = off
 as $$
 declare
-    began constant timestamptz := clock_timestamp();
-    rows constant text[] := workflow_ids || array_remove(parents, null);
-    row_versions constant text[] := versions || array_remove(parent_versions, null);
-    held text[];
     doomed text[];
-    took_ms float8;
 begin
-    held := array(
+    doomed := array(
         select w.workflow_uuid
           from dbos.workflow_status w
-         where w.workflow_uuid = any(rows)
-           and w.xmin::text in (select unnest(row_versions))
+         where w.workflow_uuid = any(workflow_ids)
+           and w.xmin::text in (select unnest(versions))
          order by w.workflow_uuid
            for update of w skip locked);
-    doomed := array(
-        select t.id
-          from unnest(workflow_ids, parents) as t(id, parent)
-         where t.id in (select unnest(held))
-           and (t.parent is null or t.parent in (select unnest(held))
-                or not exists (select from dbos.workflow_status p
-                                where p.workflow_uuid = t.parent)));
+    doomed := dbos.dbos_async_unneeded(doomed);
     delete from dbos.operation_outputs o where o.workflow_uuid = any(doomed);
     delete from dbos.workflow_input i where i.workflow_uuid = any(doomed);
     delete from dbos.workflow_output o where o.workflow_uuid = any(doomed);
     delete from dbos.workflow_status w where w.workflow_uuid = any(doomed);
-    deleted := cardinality(doomed);
-    took_ms := 1 + extract(epoch from clock_timestamp() - began) * 1000;
-    next_looks := case when took_ms > 25 then greatest(10, deleted * 25 / took_ms)
-                       else least(5000, greatest(looks, least(2 * looks, deleted * 25 / took_ms)))
-                  end;
+    return cardinality(doomed);
 end
 $$;
 
--- One batch: what is found after a position, deleted.
-create or replace function dbos.dbos_async_prune(
+-- One batch after a position: found and deleted a little at a time, for 25 ms, so that its locks are
+-- held for little longer, or until so many workflows are deleted.
+create or replace function dbos.dbos_async_prune_some(
     cutoff_ms bigint, boundary_ms bigint, boundary_id text, failed_cutoff_ms bigint,
-    application text, after_ms bigint, after_id text, looks integer,
-    out deleted integer, out reached_ms bigint, out reached_id text, out is_last boolean,
-    out next_looks integer
+    application text, after_ms bigint, after_id text, most integer,
+    out deleted integer, out reached_ms bigint, out reached_id text, out is_last boolean
 )
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+    ends_at constant timestamptz := clock_timestamp() + interval '25 milliseconds';
+    began timestamptz;
     found record;
 begin
-    found := dbos.dbos_async_find_prunable(cutoff_ms, boundary_ms, boundary_id, failed_cutoff_ms,
-                                           application, after_ms, after_id, looks);
-    select d.deleted, d.next_looks into deleted, next_looks
-      from dbos.dbos_async_delete_prunable(found.workflow_ids, found.versions, found.parents,
-                                           found.parent_versions, looks) d;
-    reached_ms := found.reached_ms;
-    reached_id := found.reached_id;
-    is_last := found.is_last;
+    deleted := 0;
+    reached_ms := after_ms;
+    reached_id := after_id;
+    loop
+        began := clock_timestamp();
+        found := dbos.dbos_async_find_prunable(cutoff_ms, boundary_ms, boundary_id, failed_cutoff_ms,
+                                               application, reached_ms, reached_id,
+                                               least(200, most - deleted), 2000);
+        deleted := deleted + dbos.dbos_async_delete_prunable(found.workflow_ids, found.versions);
+        reached_ms := found.reached_ms;
+        reached_id := found.reached_id;
+        is_last := found.is_last;
+        exit when is_last or deleted >= most
+               or clock_timestamp() + (clock_timestamp() - began) > ends_at;  -- by the next look
+    end loop;
 end
 $$;
 
--- Prunes one batch: workflows that ended longer than max_age ago, or of which max_rows newer ones
--- are kept. Those that failed (ERROR, CANCELLED, dead letters) go like all others, or keep_failed
+-- Prunes one batch, of at most batch_size and of as many as take 25 ms: workflows that ended longer
+-- than max_age ago, or of which max_rows newer ones are kept. Those that failed (ERROR, CANCELLED, dead letters) go like all others, or keep_failed
 -- after their end; `interval '1000 years'` keeps them. application_name: of that application, and of
 -- none; NULL: of all. How many were deleted, whether there may be more, and where it came to: given
 -- as after_ms and after_id, the next call goes on there. Nothing before it is deleted then.
@@ -847,7 +858,7 @@ begin
     reached_ms := coalesce(after_ms, 0);
     reached_id := coalesce(after_id, '');
     loop
-        batch := dbos.dbos_async_prune(
+        batch := dbos.dbos_async_prune_some(
             past.cutoff_ms, past.boundary_ms, past.boundary_id, past.failed_cutoff_ms,
             application_name, reached_ms, reached_id, batch_size);
         deleted := batch.deleted;
@@ -878,21 +889,19 @@ declare
     began timestamptz;
     position_ms bigint := 0;
     position_id text := '';
-    looks integer := 100;
 begin
     past := dbos.dbos_async_limits_of(max_age, max_rows, keep_failed, application_name);
     deleted := 0;
     loop
         began := pg_catalog.clock_timestamp();
-        batch := dbos.dbos_async_prune(
+        batch := dbos.dbos_async_prune_some(
             past.cutoff_ms, past.boundary_ms, past.boundary_id, past.failed_cutoff_ms,
-            application_name, position_ms, position_id, looks);
+            application_name, position_ms, position_id, 10000);
         commit;
         deleted := deleted + batch.deleted;
         exit when batch.is_last;
         position_ms := batch.reached_ms;
         position_id := batch.reached_id;
-        looks := batch.next_looks;
         perform pg_catalog.pg_sleep(3 * extract(epoch from pg_catalog.clock_timestamp() - began));
     end loop;
 end

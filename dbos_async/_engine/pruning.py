@@ -2,9 +2,10 @@
 
     leads ─▶ a round, once a minute:  limits ─▶ batch ─▶ rest ─▶ batch ─▶ rest ─▶ … ─▶ the last
 
-A batch holds its locks for some 30 ms, and a rest is three times as long as the batch, so that a
-round takes a quarter of one connection's time, and the workflows that run hardly notice. A limit of
-a number is found by walking past so many workflows, so rounds become rarer where that takes long.
+A batch ends once it has held its locks for 25 ms, or is one workflow that takes longer. A rest is
+three times as long, so that a round takes a quarter of one connection's time, and the workflows
+that run hardly notice. A limit of a number is found by walking past so many workflows, so rounds
+become rarer where that takes long.
 
 Two leaders at once (behind a pooler that gives every transaction another session all processes are
 leaders), one that does not know yet that it leads no more, a person who prunes at the same time, a
@@ -15,11 +16,12 @@ since. What may happen is that a workflow is archived twice.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, TypeVar
 
+from dbos_async import errors
 from dbos_async._config import Archive, Retention
 from dbos_async._engine.archives import keep
 from dbos_async._engine.session import Session
@@ -28,14 +30,18 @@ from dbos_async._service import running
 from dbos_async._store import exports, pruning
 from dbos_async._store.database import Database
 from dbos_async._store.lease import Lease
-from dbos_async._store.pruning import Walk
+from dbos_async._store.pruning import Found, Walk
 
 T = TypeVar("T")
+Lost = list[errors.PayloadMissingError]
+"""What keeps workflows from being written down, one of each."""
 
 REST: Final = 3.0
 """How long a rest is, in batches: with 3, one connection is busy for a quarter of the time."""
 LONGEST_REST: Final = 1.0
 """Seconds: what took so long was an outage."""
+SAID: Final = 10
+"""Workflows that one line of the log names."""
 COUNTED: Final = 5_000
 """Workflows that a count looks at at a time: it locks nothing."""
 LONG_WALK: Final = 1.0
@@ -97,41 +103,65 @@ async def prune(
     goes_on: Callable[[], bool] = lambda: True,
 ) -> int:
     """Delete all that may go; how many that were, but for batches whose answers were lost."""
-    database, pruned = session.database, 0
+    database, pruned, lost = session.database, 0, Lost()
     while not walk.is_over and goes_on():
         if archive is None:
             batch = await gently(database, partial(pruning.prune, database, walk))
             pruned += batch.deleted
-            walk = walk.after(batch, batch.next_looks)
+            walk = walk.after(batch)
         else:
-            walk, deleted = await prune_archived(session, walk, archive)
-            pruned += deleted
+            found = await gently(database, partial(pruning.find, database, walk))
+            pruned += await prune_archived(session, found, archive, lost)
+            walk = walk.after(found)
+    if lost:
+        log.error(
+            "workflows stay because they cannot be archived; delete_workflows deletes them",
+            workflow_ids=[error.workflow_id for error in lost[:SAID]],
+            workflows=len(lost),
+            error=str(lost[0]),
+        )
     return pruned
 
 
-async def prune_archived(session: Session, walk: Walk, archive: Archive) -> tuple[Walk, int]:
-    """Write down and delete the next workflows; where that came to, and how many they were."""
+async def prune_archived(session: Session, found: Found, archive: Archive, lost: Lost) -> int:
+    """Write down and delete what was found; how many they were, and what is lost of the others."""
+    deleted, versions = 0, found.versions
+    for part in await gently(session.database, partial(pruning.parts_of, session.database, found)):
+        try:
+            deleted += await prune_part(session, part, versions, archive)
+        except errors.PayloadMissingError:
+            for workflow_id in part:
+                try:
+                    deleted += await prune_part(session, [workflow_id], versions, archive)
+                except errors.PayloadMissingError as exc:
+                    lost.append(exc)
+    return deleted
+
+
+async def prune_part(
+    session: Session, workflow_ids: Sequence[str], versions: Sequence[str], archive: Archive
+) -> int:
+    """Write these down and delete them, unless somebody needs them; how many were deleted.
+
+    Raises:
+        PayloadMissingError: one cannot be written down, so none was.
+    """
     database = session.database
-    found = await gently(database, partial(pruning.find, database, walk))
-    looks, deleted = walk.looks, 0
-    for part in await gently(database, partial(pruning.parts_of, database, found)):
-        ids = found.workflow_ids[part]
-        lines = await gently(
-            database, partial(exports.export_lines, database, session.payloads, ids)
-        )
-        await keep(archive, lines)
-        done = await gently(database, partial(pruning.delete, database, found, part, looks))
-        looks, deleted = done.next_looks, deleted + done.deleted
-    return walk.after(found, looks), deleted
+    ids = await gently(database, partial(pruning.unneeded, database, workflow_ids))
+    if not ids:
+        return 0
+    lines = await gently(database, partial(exports.export_lines, database, session.payloads, ids))
+    await keep(archive, lines)
+    return await gently(database, partial(pruning.delete, database, ids, versions))
 
 
 async def count(database: Database, walk: Walk) -> int:
     """How many may go."""
     found_so_far = 0
     while not walk.is_over:
-        found = await gently(database, partial(pruning.find, database, walk))
+        found = await gently(database, partial(pruning.find, database, walk, COUNTED, None))
         found_so_far += len(found.workflow_ids)
-        walk = walk.after(found, COUNTED)
+        walk = walk.after(found)
     return found_so_far
 
 

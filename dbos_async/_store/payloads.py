@@ -42,6 +42,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from dbos_async import errors
+from dbos_async._config import PAYLOAD_STORE_VARIABLE
 from dbos_async._log import log
 from dbos_async._store import codec, objects, sql
 from dbos_async._store.arguments import Arguments, decode_arguments, encode_arguments
@@ -300,7 +301,7 @@ class Payloads:
                 reference.key,
                 reference.store,
                 "this process has no payload store: give it the payload_store of the one that "
-                "wrote it",
+                f"wrote it, or set {PAYLOAD_STORE_VARIABLE}",
             )
         pieces: list[bytes] = []
         digest = blake2b(digest_size=16)

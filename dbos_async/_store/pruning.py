@@ -4,7 +4,8 @@ What may go, and how, is decided by functions of schema.sql, which SQL calls, to
 the time of creation, batch by batch, each a transaction of its own:
 
     limits ─▶ batch ─▶ batch ─▶ … ─▶ the last          without an archive: found and deleted at once
-              find ─▶ lines ─▶ written ─▶ delete       with one: deleted if it is still unchanged
+              find ─▶ lines ─▶ written ─▶ delete       with one: deleted if it is still unchanged,
+                                                       and nobody has come who needs it
 
 Every await may be the last: what is deleted was written before, and what is written and not
 deleted is found and written again. Two walks at a time skip what the other has locked.
@@ -18,9 +19,14 @@ from msgspec import Struct, structs
 from dbos_async._config import Retention
 from dbos_async._store import sql
 from dbos_async._store.database import Database
+from dbos_async._store.records import WorkflowId
 
-FIRST_LOOKS: Final = 100
-"""Workflows that the first batch looks at; how many the next may, the last one says."""
+MOST: Final = 10_000
+"""Workflows that go in a batch, if it does not take too long."""
+LOOKS: Final = 1_000
+"""Workflows that are looked at at a time to be archived,"""
+ROWS: Final = 10_000
+"""and about how many rows go with them, unless one alone has more: it is deleted whole."""
 LIMITS_DEADLINE: Final = 600.0
 """Seconds; the limit of a number is found by walking past so many workflows."""
 PART_BYTES: Final = 8 * 1024 * 1024
@@ -36,6 +42,11 @@ class Limits(Struct, frozen=True):
     failed_cutoff_ms: int | None
 
 
+def created_before(moment_ms: int) -> Limits:
+    """The lines of a policy that lets everything go that ended and is older than a moment."""
+    return Limits(cutoff_ms=-1, boundary_ms=moment_ms, boundary_id="", failed_cutoff_ms=None)
+
+
 class Walk(Struct, frozen=True):
     """Where a walk stands, and what it is looking for."""
 
@@ -44,16 +55,14 @@ class Walk(Struct, frozen=True):
     """Of which application, and of none; None: of all."""
     reached_ms: int = 0
     reached_id: str = ""
-    looks: int = FIRST_LOOKS
     is_over: bool = False
 
-    def after(self, reached: "Batch | Found", looks: int) -> "Walk":
+    def after(self, reached: "Batch | Found") -> "Walk":
         """The walk from where it came to."""
         return structs.replace(
             self,
             reached_ms=reached.reached_ms,
             reached_id=reached.reached_id,
-            looks=looks,
             is_over=reached.is_last,
         )
 
@@ -68,7 +77,6 @@ class Walk(Struct, frozen=True):
             self.application,
             self.reached_ms,
             self.reached_id,
-            self.looks,
         )
 
 
@@ -76,29 +84,19 @@ class Batch(Struct, frozen=True):
     """A step of a walk, done."""
 
     deleted: int
-    next_looks: int
     reached_ms: int
     reached_id: str
     is_last: bool
 
 
 class Found(Struct, frozen=True):
-    """A step of a walk that has deleted nothing yet: workflows, their parents, versions of rows."""
+    """A step of a walk that has deleted nothing yet: workflows, and the versions of their rows."""
 
     workflow_ids: list[str]
     versions: list[str]
-    parents: list[str | None]
-    parent_versions: list[str | None]
     reached_ms: int
     reached_id: str
     is_last: bool
-
-
-class Deleted(Struct, frozen=True):
-    """What became of workflows that were found."""
-
-    deleted: int
-    next_looks: int
 
 
 class Size(Struct, frozen=True):
@@ -127,44 +125,45 @@ async def begin(
 
 async def prune(database: Database, walk: Walk) -> Batch:
     """Find and delete the next workflows."""
-    [batch] = await database.fetch(sql.PRUNE, *walk.values(), into=Batch)
+    [batch] = await database.fetch(sql.PRUNE, *walk.values(), MOST, into=Batch)
     return batch
 
 
-async def find(database: Database, walk: Walk) -> Found:
-    """The next workflows that may go."""
-    [found] = await database.fetch(sql.FIND_PRUNABLE, *walk.values(), into=Found)
+async def find(
+    database: Database, walk: Walk, looks: int = LOOKS, rows: int | None = ROWS
+) -> Found:
+    """The next workflows that may go, with so many rows; None: however many."""
+    [found] = await database.fetch(sql.FIND_PRUNABLE, *walk.values(), looks, rows, into=Found)
     return found
 
 
-async def parts_of(database: Database, found: Found) -> list[slice]:
+async def unneeded(database: Database, workflow_ids: Sequence[str]) -> list[str]:
+    """Those of these that nobody needs who stays."""
+    found = await database.fetch(sql.FIND_UNNEEDED, workflow_ids, into=WorkflowId)
+    return [each.workflow_id for each in found]
+
+
+async def parts_of(database: Database, found: Found) -> list[Sequence[str]]:
     """What was found in parts that are not too large to be in memory, but for a large workflow."""
     sizes = await database.fetch(sql.MEASURE, found.workflow_ids, into=Size)
     return list(parts({size.workflow_id: size.size_bytes for size in sizes}, found.workflow_ids))
 
 
-def parts(sizes: dict[str, int], workflow_ids: Sequence[str]) -> Iterator[slice]:
+def parts(sizes: dict[str, int], workflow_ids: Sequence[str]) -> Iterator[Sequence[str]]:
     """Runs of workflows that are `PART_BYTES` together, or one that is larger."""
     start = total = 0
     for place, workflow_id in enumerate(workflow_ids):
         size = sizes.get(workflow_id, 0)
         if place > start and total + size > PART_BYTES:
-            yield slice(start, place)
+            yield workflow_ids[start:place]
             start, total = place, 0
         total += size
     if workflow_ids:
-        yield slice(start, len(workflow_ids))
+        yield workflow_ids[start:]
 
 
-async def delete(database: Database, found: Found, part: slice, looks: int) -> Deleted:
-    """Delete a part of what was found, if it is unchanged and nobody holds it."""
-    [deleted] = await database.fetch(
-        sql.DELETE_PRUNABLE,
-        found.workflow_ids[part],
-        found.versions[part],
-        found.parents[part],
-        found.parent_versions[part],
-        looks,
-        into=Deleted,
-    )
+async def delete(database: Database, workflow_ids: Sequence[str], versions: Sequence[str]) -> int:
+    """Delete those that are unchanged, and that nobody holds or needs; how many they were."""
+    async with database.lease() as connection:
+        deleted: int = await connection.fetchval(sql.DELETE_PRUNABLE, workflow_ids, versions)
     return deleted

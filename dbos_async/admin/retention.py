@@ -1,41 +1,38 @@
 """What is too old: deleted once it has ended, or cancelled because it has not.
 
-The two endpoints that act on any number of workflows. Each page is a transaction of its own.
+The two endpoints that act on any number of workflows, a little at a time. What goes is pruned, so
+that nobody loses whom he needs.
 """
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 from typing import Any, Final
 
 from dbos_async._app import DBOS
-from dbos_async._store.clock import moment_of
-from dbos_async._store.records import ALIVE, STATUSES, Status
+from dbos_async._engine import pruning
+from dbos_async._store.clock import milliseconds_of, moment_of
+from dbos_async._store.pruning import Walk, created_before
+from dbos_async._store.records import ALIVE
 from dbos_async.admin.shapes import just_after
 
 PAGE: Final = 1_000
-"""Workflows that are looked at, and changed, at a time."""
-
-OVER: Final[tuple[Status, ...]] = tuple(status for status in STATUSES if status not in ALIVE)
+"""Workflows that are looked at, and cancelled, at a time."""
 
 
 async def collect(dbos: DBOS, *, cutoff_ms: int | None, rows: int | None) -> None:
-    """Delete what ended and was created before a moment, or before the newest so many.
+    """Delete what ended, was created before a moment, or before the newest so many, and may go.
 
     Raises:
         ValueError: neither is given.
     """
-    moments = [] if cutoff_ms is None else [moment_of(cutoff_ms)]
+    cutoffs = [] if cutoff_ms is None else [cutoff_ms]
     if rows is not None:
-        moments += await find_nth_newest(dbos, rows)
+        cutoffs += await find_nth_newest(dbos, rows)
     elif cutoff_ms is None:
         raise ValueError("give cutoff_epoch_timestamp_ms or rows_threshold, or both")
-    if not moments:
-        return  # there are fewer workflows than may stay
-
-    async def delete(ids: list[str]) -> object:
-        return await dbos.delete_workflows(workflow_ids=ids, status=OVER)
-
-    await page_by_page(dbos, delete, created_before=max(moments), status=OVER)
+    if cutoffs:  # else there are fewer workflows than may stay
+        session = dbos._own_session()
+        walk = Walk(created_before(max(cutoffs)), session.application)
+        await pruning.prune(session, walk, None)
 
 
 async def time_out(dbos: DBOS, *, cutoff_ms: int) -> None:
@@ -48,7 +45,7 @@ async def time_out(dbos: DBOS, *, cutoff_ms: int) -> None:
     await page_by_page(dbos, cancel, created_before=before, status=ALIVE)
 
 
-async def find_nth_newest(dbos: DBOS, rows: int) -> list[datetime]:
+async def find_nth_newest(dbos: DBOS, rows: int) -> list[int]:
     """When the newest `rows`-th workflow of this app was created, if there are so many.
 
     What names no app is not counted, so that rather more stay than less.
@@ -60,7 +57,7 @@ async def find_nth_newest(dbos: DBOS, rows: int) -> list[datetime]:
         load_output=False,
         application_name=dbos.name,
     )
-    return [status.created_at for status in found]
+    return [milliseconds_of(status.created_at) for status in found]
 
 
 async def page_by_page(

@@ -60,7 +60,7 @@ async def test_a_callback_gets_the_lines_before_anything_is_deleted(
 
 
 async def test_what_the_archive_refuses_stays(dbos_database_url: str, database: Any) -> None:
-    await many(database, "w-", 150)
+    await many(database, "w-", 1500)
     kept: list[str] = []
 
     async def keep(lines: list[str]) -> None:
@@ -73,7 +73,7 @@ async def test_what_the_archive_refuses_stays(dbos_database_url: str, database: 
             await client.prune(EVERYTHING, archive=keep)
         with pytest.raises(OSError, match="nowhere"):
             await client.prune(EVERYTHING, archive="/nowhere/archive.jsonl")
-    assert set(await left(database)) == {f"w-{n}" for n in range(1, 151)} - set(kept)
+    assert set(await left(database)) == {f"w-{n}" for n in range(1, 1501)} - set(kept)
 
 
 async def test_the_leader_outlives_what_its_archive_raises(
@@ -113,6 +113,51 @@ async def test_what_changes_while_it_is_written_down_is_not_deleted(
         assert await left(database) == ["marked", "rewound"]
 
 
+async def test_who_is_needed_since_it_was_written_down_is_not_deleted(
+    dbos_database_url: str, database: Any
+) -> None:
+    for family in ("asked", "forked", "quiet"):
+        await ended(database, family, 20)
+        await ended(database, f"{family}-1", 10, status="CANCELLED", parent=family)
+    async with Client(dbos_database_url) as client:
+
+        async def keep(lines: list[str]) -> None:
+            assert len(lines) == 6
+            await client.resume_workflow("asked-1")
+            await client.fork_workflow("forked", 1, new_workflow_id="fork")
+
+        assert await client.prune(EVERYTHING, archive=keep) == 2
+    assert await left(database) == ["asked", "asked-1", "fork", "forked", "forked-1"]
+
+
+async def test_what_cannot_be_written_down_stays_with_its_children_and_is_said_once(
+    dbos_database_url: str, database: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    await many(database, "w-", 20)
+    for number in range(2):
+        await ended(database, f"lost-{number}", 20)
+        await ended(database, f"child-{number}", 10, parent=f"lost-{number}")
+    await database.execute(
+        "update dbos.workflow_status set inputs = $1 where starts_with(workflow_uuid, 'lost')",
+        'dbos_async payload {"key":"0/0","bytes":1,"digest":"","store":"s3://gone"}',
+    )
+    written: list[str] = []
+
+    async def keep(lines: list[str]) -> None:
+        written.extend(map(id_of, lines))
+
+    async with Client(dbos_database_url) as client:
+        for deleted in (20, 0):
+            caplog.clear()
+            assert await client.prune(EVERYTHING, archive=keep) == deleted
+            [record] = [
+                each for each in caplog.records if "cannot be archived" in each.getMessage()
+            ]
+            assert "lost-0" in record.getMessage()
+    assert sorted(written) == sorted(f"w-{n}" for n in range(1, 21))
+    assert await left(database) == ["child-0", "child-1", "lost-0", "lost-1"]
+
+
 async def test_a_family_goes_though_it_is_written_in_parts(
     dbos_database_url: str, database: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,15 +194,38 @@ async def test_what_is_large_is_written_by_itself(dbos_database_url: str, databa
 # Files
 
 
+LINE = archives.HEAD.decode() + ',"version":1,"workflows":[]}'
+
+
 def test_a_torn_line_is_cut_off_by_the_next_writer(tmp_path: Path) -> None:
     path = tmp_path / "archive"
-    for torn in ("", "torn", "x" * 3 * archives.CHUNK):
-        path.write_text("first\nsecond\n" + torn)
-        archives.append(path, ["third", "fourth"])
-        assert path.read_text() == "first\nsecond\nthird\nfourth\n"
-    path.write_text("x" * 3 * archives.CHUNK)
-    archives.append(path, ["only"])
-    assert path.read_text() == "only\n"
+    long = LINE[:-2] + '"' + "x" * 3 * archives.CHUNK
+    for torn in ("", LINE[:1], LINE[:20], LINE[:-1], long):
+        for before in ("", "first\nsecond\n"):
+            path.write_text(before + torn)
+            archives.append(path, ["third", "fourth"])
+            assert path.read_text() == before + "third\nfourth\n"
+
+
+def test_a_whole_line_without_its_end_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "archive"
+    path.write_text(f"{LINE}\n{LINE}")
+    archives.append(path, ["third"])
+    assert path.read_text() == f"{LINE}\n{LINE}\nthird\n"
+
+
+@pytest.mark.parametrize("notes", ["precious notes", "first\n{'precious'", "x" * 200_000, "\xff"])
+async def test_a_file_that_is_no_archive_is_left_alone_and_nothing_deleted(
+    dbos_database_url: str, database: Any, tmp_path: Path, notes: str
+) -> None:
+    path = tmp_path / "notes"
+    path.write_text(notes)
+    await ended(database, "old", 10)
+    async with Client(dbos_database_url) as client:
+        with pytest.raises(OSError, match="no archive of workflows"):
+            await client.prune(EVERYTHING, archive=path)
+    assert path.read_text() == notes
+    assert await left(database) == ["old"]
 
 
 async def test_writers_at_the_same_time_tear_no_lines(tmp_path: Path) -> None:

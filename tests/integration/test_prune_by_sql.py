@@ -7,6 +7,18 @@ import pytest
 from ended import count_of, ended, left, many
 
 DAY = 86_400.0
+ROWS_OF = {
+    "operation_outputs": """
+        insert into dbos.operation_outputs (workflow_uuid, function_id, function_name)
+        select w.workflow_uuid, n, 'step' from dbos.workflow_status w, generate_series(1, $1::int) n
+    """,
+    "streams": """
+        insert into dbos.streams (workflow_uuid, key, value, "offset", function_id)
+        select w.workflow_uuid, 'k', '1', n, 1
+          from dbos.workflow_status w, generate_series(1, $1::int) n
+    """,
+}
+"""So many rows of each workflow."""
 
 
 async def test_prune_deletes_a_batch_and_says_where_it_came_to(database: Any) -> None:
@@ -18,6 +30,34 @@ async def test_prune_deletes_a_batch_and_says_where_it_came_to(database: Any) ->
     assert (await database.fetchrow(call))["deleted"] == 10
     assert tuple(await database.fetchrow(call))[:2] == (5, True)
     assert tuple(await database.fetchrow(call))[:2] == (0, True)
+
+
+@pytest.mark.parametrize("table", ["operation_outputs", "streams"])
+async def test_a_look_ends_where_it_has_found_rows_enough(database: Any, table: str) -> None:
+    await many(database, "w-", 10)
+    await database.execute("delete from dbos.operation_outputs")
+    await database.execute(ROWS_OF[table], 300)
+    call = """
+        select cardinality(workflow_ids), reached_id, is_last
+          from dbos.dbos_async_find_prunable(-1, 1000, '', null, null, $1, $2, 100, $3)
+    """
+    assert tuple(await database.fetchrow(call, 0, "", 1000)) == (3, "w-3", False)
+    assert tuple(await database.fetchrow(call, 4, "w-3", 10)) == (1, "w-4", False)
+    assert tuple(await database.fetchrow(call, 9, "w-8", 1000)) == (2, "w-10", True)
+    assert tuple(await database.fetchrow(call, 0, "", None)) == (10, "w-10", True)
+    assert await database.fetchval("call dbos.prune_all(max_rows => 0)") == 10
+
+
+async def test_a_batch_ends_once_its_locks_are_held_for_long(database: Any) -> None:
+    await many(database, "w-", 3000)
+    await database.execute("""
+        create function pg_temp.dawdle() returns trigger language plpgsql
+        as 'begin perform pg_sleep(0.03); return null; end';
+        create trigger dawdle after delete on dbos.workflow_status
+        for each statement execute function pg_temp.dawdle()
+    """)
+    call = "select deleted, is_last from dbos.prune(max_rows => 0, batch_size => 10000)"
+    assert tuple(await database.fetchrow(call)) == (200, False)
 
 
 async def test_a_call_goes_on_from_where_another_came_to(database: Any) -> None:

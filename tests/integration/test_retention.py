@@ -18,6 +18,11 @@ DAY = 86_400.0
 WEEK = Retention(max_age=timedelta(days=7))
 FAILED = ("ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 ALIVE = ("PENDING", "ENQUEUED", "DELAYED")
+COMPENSATION = """
+insert into dbos.dbos_async_compensations
+       (workflow_uuid, step_key, function_id, saga, name, inputs)
+values ($1, '1', 1, '0', 'refund', '{}')
+"""
 
 
 @pytest.fixture
@@ -141,10 +146,9 @@ async def test_a_child_stays_while_its_parent_runs(client: Client, database: Any
     await ended(database, "parent", 9 * DAY, status="PENDING")
     await ended(database, "child", 8 * DAY, parent="parent")
     await ended(database, "grandchild", 8 * DAY, parent="child")
-    assert await client.prune(WEEK) == 1
-    assert await left(database) == ["child", "parent"]
+    assert await client.prune(WEEK) == 0
     await database.execute("update dbos.workflow_status set status = 'SUCCESS', completed_at = 1")
-    assert await client.prune(WEEK) == 2
+    assert await client.prune(WEEK) == 3
 
 
 async def test_a_child_is_kept_as_long_as_its_parent(client: Client, database: Any) -> None:
@@ -161,10 +165,50 @@ async def test_a_parent_stays_until_its_children_have_ended(client: Client, data
     await ended(database, "parent", 9 * DAY, status="CANCELLED")
     await ended(database, "child", 8 * DAY, status="ENQUEUED", parent="parent")
     await ended(database, "sister", 8 * DAY, parent="parent")
-    assert await client.prune(WEEK) == 1
-    assert await left(database) == ["child", "parent"]
+    assert await client.prune(WEEK) == 0
     await database.execute("update dbos.workflow_status set status = 'SUCCESS', completed_at = 1")
-    assert await client.prune(WEEK) == 2
+    assert await client.prune(WEEK) == 3
+
+
+@pytest.mark.parametrize("status", ["SUCCESS", *FAILED])
+async def test_who_has_open_compensations_stays_with_all_below(
+    client: Client, database: Any, status: str
+) -> None:
+    await ended(database, "order", 9 * DAY, status=status)
+    await ended(database, "order-compensate", 8 * DAY, status="ERROR", parent="order")
+    await ended(database, "charge", 8 * DAY, parent="order")
+    await ended(database, "charge-detail", 8 * DAY, parent="charge")
+    await database.execute(COMPENSATION, "order")
+    assert await client.prune(WEEK) == 0
+    await database.execute("delete from dbos.dbos_async_compensations")
+    assert await client.prune(WEEK) == 4
+
+
+async def test_a_tree_stays_though_its_top_was_looked_at_long_before(
+    client: Client, database: Any
+) -> None:
+    await ended(database, "top", 30 * DAY, status="PENDING")
+    await ended(database, "middle", 29 * DAY, parent="top")
+    await many(database, "w-", 1000)  # created before all of them, and
+    await database.execute(
+        "update dbos.workflow_status set created_at = created_at + $1 "
+        "where starts_with(workflow_uuid, 'w-')",
+        await database.fetchval("select max(created_at) from dbos.workflow_status"),
+    )
+    await ended(database, "leaf", 8 * DAY, parent="middle")
+    assert await client.prune(WEEK) == 1000
+    assert await left(database) == ["leaf", "middle", "top"]
+
+
+async def test_a_child_goes_with_its_parent_though_it_looks_older(
+    client: Client, database: Any
+) -> None:
+    await ended(database, "parent", 8 * DAY)
+    await ended(database, "child", 9 * DAY, parent="parent")
+    await ended(database, "its-own", 8 * DAY, parent="its-own")
+    await ended(database, "ring-1", 8 * DAY, parent="ring-2")
+    await ended(database, "ring-2", 8 * DAY, parent="ring-1")
+    assert await client.prune(WEEK) == 5
 
 
 async def test_a_whole_family_goes_in_one_round_and_an_orphan_goes_too(
@@ -346,7 +390,9 @@ async def test_several_that_prune_at_once_delete_everything_once(
         ({"max_age": float("nan")}, ValueError, "finite"),
         ({"max_age": "7 days"}, TypeError, "seconds or a timedelta"),
         ({"max_age": True}, TypeError, "max_age is seconds"),
-        ({"max_rows": -1}, ValueError, "not be negative"),
+        ({"max_rows": -1}, ValueError, "from 0 to"),
+        ({"max_rows": 2**63}, ValueError, "not 9223372036854775808"),
+        ({"max_age": 1, "keep_failed": None}, TypeError, "seconds or a timedelta"),
         ({"max_rows": 1.5}, TypeError, "number of workflows"),
         ({"max_rows": True}, TypeError, "number of workflows"),
         ({"max_age": 1, "keep_failed": -1}, ValueError, "not negative"),

@@ -116,6 +116,7 @@ RECORDS: dict[str, type[msgspec.Struct]] = {
     "sql.MOVE_WORK": records.QueueName,
     "sql.COUNT_DEAD_LETTERS": versions.Count,
     "sql.FETCH_OPEN_COMPENSATIONS": compensations.OpenCompensation,
+    "sql.FETCH_PLACE": health.Place,
     "sql.FETCH_SERVER": health.ServerRow,
     "sql.FETCH_OLDEST_TRANSACTION": health.TransactionRow,
     "sql.FETCH_TABLE_SIZES": health.TableRow,
@@ -135,7 +136,7 @@ RECORDS: dict[str, type[msgspec.Struct]] = {
     "sql.FIND_LIMITS": pruning.Limits,
     "sql.PRUNE": pruning.Batch,
     "sql.FIND_PRUNABLE": pruning.Found,
-    "sql.DELETE_PRUNABLE": pruning.Deleted,
+    "sql.FIND_UNNEEDED": records.WorkflowId,
     "sql.MEASURE": pruning.Size,
 }
 """What the rows of a statement become. One that is not here returns one column at most."""
@@ -151,7 +152,6 @@ TAKEN_APART = {
     "schema.FETCH_NAMES",
     "schema.LIMIT_TRANSACTION",
     "schema.LIMIT_SESSION",
-    "sql.FETCH_PLACE",
     "sql.FIND_HOLDERS",
     "sql.RECORD_RECEIPTS",
     "sql.LOCK_PAYLOADS",
@@ -682,8 +682,8 @@ select relname, seq_scan, coalesce(idx_tup_fetch, 0) as rows from pg_stat_xact_u
 """
 PRUNING: dict[str, tuple[list[Any], int]] = {
     "sql.FIND_LIMITS": ([None, 1000, None, "shop"], 1200),
-    "sql.FIND_PRUNABLE": ([-1, 1700000050000, "", None, "shop", 0, "", 100], 400),
-    "sql.PRUNE": ([-1, 1700000050000, "", None, "shop", 1700000020000, "w", 100], 1000),
+    "sql.FIND_PRUNABLE": ([-1, 1700000050000, "", None, "shop", 0, "", 100, 1000], 600),
+    "sql.PRUNE": ([-1, 1700000050000, "", None, "shop", 1700000020000, "w", 100], 2000),
 }
 """The statements with arguments, and how many rows of a table they may read."""
 

@@ -8,18 +8,24 @@ select l.cutoff_ms, l.boundary_ms, l.boundary_id, l.failed_cutoff_ms
   from dbos.dbos_async_limits($1, $2, $3, $4) l
 """
 
-# $1 to $4 are these lines, $5 the application, $6 and $7 where to go on, $8 how many to look at.
+# $1 to $4 are these lines, $5 the application, $6 and $7 where to go on; then the most workflows to
+# delete, or to look at, and the most rows that are to be deleted with them.
 PRUNE: Final = """
-select b.deleted, b.next_looks, b.reached_ms, b.reached_id, b.is_last
-  from dbos.dbos_async_prune($1, $2, $3, $4, $5, $6, $7, $8) b
+select b.deleted, b.reached_ms, b.reached_id, b.is_last
+  from dbos.dbos_async_prune_some($1, $2, $3, $4, $5, $6, $7, $8) b
 """
 FIND_PRUNABLE: Final = """
-select f.workflow_ids, f.versions, f.parents, f.parent_versions,
-       f.reached_ms, f.reached_id, f.is_last
-  from dbos.dbos_async_find_prunable($1, $2, $3, $4, $5, $6, $7, $8) f
+select f.workflow_ids, f.versions, f.reached_ms, f.reached_id, f.is_last
+  from dbos.dbos_async_find_prunable($1, $2, $3, $4, $5, $6, $7, $8, $9) f
 """
+
+# Which of these nobody needs who stays.
+FIND_UNNEEDED: Final = """
+select unnest(dbos.dbos_async_unneeded($1::text[]))
+"""
+
 DELETE_PRUNABLE: Final = """
-select d.deleted, d.next_looks from dbos.dbos_async_delete_prunable($1, $2, $3, $4, $5) d
+select dbos.dbos_async_delete_prunable($1::text[], $2::text[])
 """
 
 # How many bytes each of these workflows is about to be as text; nothing large is read for it.
