@@ -27,6 +27,8 @@ ADMIN_HOSTS_VARIABLE: Final = "DBOS_ADMIN_ALLOWED_HOSTS"
 
 LOOPBACK: Final = "127.0.0.1"
 MAX_PORT: Final = 65_535
+SHORTEST_TOKEN: Final = 16
+"""Characters: at random, of 64 kinds, they have 96 bits."""
 MAKE_A_TOKEN: Final = "python -c 'import secrets; print(secrets.token_urlsafe(32))' makes one"  # noqa: S105  # prose
 
 EMBEDDED_DIRECTORY: Final = Path(".dbos")
@@ -60,6 +62,8 @@ Archive = str | os.PathLike[str] | Callable[[list[str]], Awaitable[object]]
 """Where workflows go before they are pruned: a file, or whoever keeps its lines."""
 
 FOR_EVER_MS: Final = int(LONGEST * 10_000)
+MOST_ROWS: Final = 10**15
+"""Of more than any table has, Postgres need not be told."""
 
 
 class Retention(Struct, frozen=True, kw_only=True):
@@ -68,7 +72,7 @@ class Retention(Struct, frozen=True, kw_only=True):
     What has not ended is kept in any case, and a child as long as its parent.
 
     Raises:
-        ValueError: there is no limit, or one is negative.
+        ValueError: there is no limit, or one is negative or beyond all bounds.
         TypeError: one is of the wrong type.
     """
 
@@ -91,16 +95,17 @@ class Retention(Struct, frozen=True, kw_only=True):
         """Refuse what cannot work. Raises as the class says."""
         if self.max_age is None and self.max_rows is None:
             raise ValueError("give max_age= or max_rows=: without a limit nothing is pruned")
-        for age in (self.max_age, self.keep_failed):
-            if age is not None and not isinstance(age, bool):
-                seconds_of(age)
         if isinstance(self.max_age, bool):
             raise TypeError(f"max_age is seconds or a timedelta, not {self.max_age!r}")
+        if self.max_age is not None:
+            seconds_of(self.max_age)
+        if not isinstance(self.keep_failed, bool):
+            seconds_of(self.keep_failed)
         if self.max_rows is not None:
             if isinstance(self.max_rows, bool) or not isinstance(self.max_rows, int):
                 raise TypeError(f"max_rows is a number of workflows, not {self.max_rows!r}")
-            if self.max_rows < 0:
-                raise ValueError(f"max_rows must not be negative, like {self.max_rows}")
+            if not 0 <= self.max_rows <= MOST_ROWS:
+                raise ValueError(f"max_rows is from 0 to {MOST_ROWS}, not {self.max_rows}")
         if self.archive is not None:
             check_archive(self.archive)
 
@@ -342,7 +347,7 @@ def check_token(token: object) -> None:
     """Refuse a token that no header can carry, without repeating it.
 
     Raises:
-        ConfigurationError: it is such a one, or empty.
+        ConfigurationError: it is such a one; the message says how to make one.
     """
     if not isinstance(token, str) or not token.isascii() or not token.isprintable():
         raise ConfigurationError("the admin token must be a str of printable ASCII characters")

@@ -11,7 +11,7 @@ and each queue's limits hold within one.
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from hashlib import blake2b
 from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack
 
@@ -25,6 +25,7 @@ from dbos_async._handle import StepInfo, WorkflowHandle, WorkflowStatus
 from dbos_async._limits import checked_id
 from dbos_async._listing import Group, WorkflowCount, WorkflowFilter, order_of_counts
 from dbos_async._router import Router
+from dbos_async._store import health
 
 C = TypeVar("C", bound=Client)
 P = ParamSpec("P")
@@ -80,19 +81,42 @@ class Shards(Generic[C]):
 
         Raises:
             WorkflowNotFoundError: none has.
-            DatabaseLostError: one that might have it cannot be reached.
+            DatabaseLostError: one that might have it cannot be reached; the message names it.
             ConfigurationError: a workflow or a step calls it.
         """
         refuse_inside()
+        shard = await self._find(workflow_id)
+        if shard is None:
+            raise errors.WorkflowNotFoundError(workflow_id)
+        return shard
+
+    async def _find(self, workflow_id: str) -> C | None:
         home = self.of(workflow_id)
-        if await is_in(home, workflow_id):
+        if await self._is_in(home, workflow_id):
             return home
         others = [shard for shard in self if shard is not home]
-        found = await asyncio.gather(*(is_in(shard, workflow_id) for shard in others))
-        for shard, has_it in zip(others, found, strict=True):
-            if has_it:
-                return shard
-        raise errors.WorkflowNotFoundError(workflow_id)
+        found = await asyncio.gather(*(self._is_in(shard, workflow_id) for shard in others))
+        return next((shard for shard, has_it in zip(others, found, strict=True) if has_it), None)
+
+    async def _is_in(self, shard: C, workflow_id: str) -> bool:
+        """Whether a shard has a workflow."""
+        with self._named(shard):
+            try:
+                await shard.retrieve_workflow(workflow_id)
+            except errors.WorkflowNotFoundError:
+                return False
+        return True
+
+    @contextmanager
+    def _named(self, shard: C) -> Iterator[None]:
+        """Say of which shard it is that its database does not answer, or cannot be used."""
+        name = next(name for name, each in self._shards.items() if each is shard)
+        try:
+            yield
+        except errors.DatabaseLostError as exc:
+            raise errors.DatabaseLostError(f"shard {name!r}: {exc}") from exc
+        except errors.DatabaseRefusedError as exc:
+            raise errors.DatabaseRefusedError(f"shard {name!r}: {exc}") from exc
 
     def include(self, router: Router, /) -> None:
         """Let every shard run what a router declares; its schedules would fire on each, too.
@@ -105,12 +129,38 @@ class Shards(Generic[C]):
             app_of(shard).include(router)
 
     async def __aenter__(self) -> Self:
-        """Launch, or open, every shard; if one fails, none stays open."""
+        """Launch, or open, every shard; if one fails, none stays open.
+
+        Raises:
+            ConfigurationError: one cannot work, or two are one database; the message names them.
+            DatabaseLostError: the database of one cannot be reached; the message names it.
+        """
         async with AsyncExitStack() as stack:
-            for shard in self:
-                await stack.enter_async_context(shard)
+            for name, shard in self._shards.items():
+                try:
+                    with self._named(shard):
+                        await stack.enter_async_context(shard)
+                except errors.ConfigurationError as exc:
+                    raise errors.ConfigurationError(f"shard {name!r}: {exc}") from exc
+            await self._check_places()
             self._stack = stack.pop_all()
         return self
+
+    async def _check_places(self) -> None:
+        """Refuse a database that two shards lead to, by whatever names.
+
+        Raises:
+            ConfigurationError: there is one.
+        """
+        found: dict[health.Place, str] = {}
+        for name, shard in self._shards.items():
+            with self._named(shard):
+                place = await health.fetch_place(shard._own_session().database)  # noqa: SLF001  # ours
+            first = found.setdefault(place, name)
+            if first != name:
+                raise errors.ConfigurationError(
+                    f"shards {first!r} and {name!r} are one database: give each one of its own"
+                )
 
     async def __aexit__(self, *exc_info: object) -> None:
         """Shut every shard down."""
@@ -179,9 +229,24 @@ class Shards(Generic[C]):
     async def fork_workflow(
         self, workflow_id: str, from_step: int | str = 1, *, new_workflow_id: str | None = None
     ) -> WorkflowHandle[Any]:
-        """Make another of a workflow, on the same shard. Raises as `find` and `Client` do."""
+        """Make another of a workflow, on the same shard.
+
+        Raises as `find` and `Client.fork_workflow` do; also:
+            WorkflowConflictError: another shard has a workflow of the new id. It is looked for
+                before the fork is made, so two forks of one id at the same time may both be.
+        """
         shard = await self.find(workflow_id)
+        if new_workflow_id is not None:
+            await self._check_free(new_workflow_id, shard)
         return await shard.fork_workflow(workflow_id, from_step, new_workflow_id=new_workflow_id)
+
+    async def _check_free(self, workflow_id: str, place: C) -> None:
+        """Refuse an id that is taken elsewhere than at its place."""
+        if await self._find(checked_id(workflow_id, "new_workflow_id")) not in (None, place):
+            raise errors.WorkflowConflictError(
+                f"the workflow id {workflow_id!r} is taken by one on another shard: choose another",
+                workflow_id=workflow_id,
+            )
 
     async def delete_workflow(self, workflow_id: str, *, delete_children: bool = False) -> None:
         """Delete a workflow. Raises as `find` does."""
@@ -254,7 +319,11 @@ class Shards(Generic[C]):
 
     async def _everywhere(self, ask: Callable[[C], Coroutine[Any, Any, T]]) -> list[T]:
         refuse_inside()
-        return await asyncio.gather(*(ask(shard) for shard in self))
+        return await asyncio.gather(*(self._ask(shard, ask) for shard in self))
+
+    async def _ask(self, shard: C, ask: Callable[[C], Coroutine[Any, Any, T]]) -> T:
+        with self._named(shard):
+            return await ask(shard)
 
 
 def weight_of(shard: str, key: str) -> bytes:
@@ -264,15 +333,6 @@ def weight_of(shard: str, key: str) -> bytes:
     Source: rendezvous hashing, Thaler and Ravishankar 1998.
     """
     return blake2b(f"{shard}\n{key}".encode(), digest_size=8).digest()
-
-
-async def is_in(shard: Client, workflow_id: str) -> bool:
-    """Whether a shard has a workflow."""
-    try:
-        await shard.retrieve_workflow(workflow_id)
-    except errors.WorkflowNotFoundError:
-        return False
-    return True
 
 
 def app_of(shard: Client) -> DBOS:

@@ -47,6 +47,8 @@ REFUSAL_PAUSE: Final = 2.0
 STATEMENTS: Final = 100
 """Statements that a connection keeps prepared; none where sessions are shared."""
 
+POOLED: Final = "a pooler gives every transaction another session"
+"""How the warning begins of what that slows down."""
 UNREACHABLE: Final = "Postgres cannot be reached: "
 HOPELESS: Final = (
     asyncpg.InvalidAuthorizationSpecificationError,
@@ -85,6 +87,11 @@ LOST: Final = (
 """What passes: the same statement on a new connection may succeed."""
 
 
+INSIDES: Final = (asyncpg.InternalClientError, asyncpg.ProtocolError)
+"""Of the driver, torn out of its exchange with Postgres; what it says of its state is for nobody.
+Those that are derived from them speak to people."""
+
+
 class ContendedError(errors.DatabaseLostError):
     """Somebody else's transaction holds a row that the statement needs; it passes, too."""
 
@@ -115,6 +122,8 @@ def reason_of(lost: BaseException) -> str:
     """Why a statement got no answer, for people."""
     if isinstance(lost, TimeoutError):
         return "Postgres gave no answer in time"
+    if type(lost) in INSIDES:
+        return "the connection to Postgres broke in the middle of an exchange"
     what = f"{type(lost).__name__}: {lost}"
     return UNREACHABLE + what if isinstance(lost, OSError) else what
 
@@ -193,7 +202,7 @@ class Database:
             )
             return
         log.warning(
-            "a pooler gives every transaction another session: news is looked for every second "
+            f"{POOLED}: news is looked for every second "
             "instead of heard, this process says that it lives by writing a row, and every process "
             f"does the leader's work. Give listen_url= ({LISTEN_URL_VARIABLE}) a way to Postgres "
             "past the pooler, or one in session mode",

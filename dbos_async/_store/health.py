@@ -1,5 +1,6 @@
 """How the database is, in numbers; what they mean is for the faces to say."""
 
+from datetime import datetime
 from typing import Literal
 
 from msgspec import Struct
@@ -25,6 +26,14 @@ class ServerRow(Struct, frozen=True):
     """0 to 1; at 1 commits that notify fail."""
     other_tables: int
     """Tables beside ours in this database."""
+
+
+class Place(Struct, frozen=True):
+    """Which database it is, by whatever name or address it was reached; no copy has the same."""
+
+    oid: int
+    server_started_at: datetime
+    """To the microsecond: of two servers that are copies of one, too, no other has it."""
 
 
 class TransactionRow(Struct, frozen=True):
@@ -59,6 +68,12 @@ class QueueLoad(Struct, frozen=True):
     pending: int
     oldest_ms: int | None
     """Since when the first of the enqueued has stood in line."""
+
+
+async def fetch_place(database: Database) -> Place:
+    """Which database it is."""
+    [place] = await database.fetch(sql.FETCH_PLACE, into=Place)
+    return place
 
 
 async def fetch_server(database: Database) -> ServerRow:

@@ -2,9 +2,10 @@
 
 import asyncio
 import os
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 from starlette.applications import Starlette
@@ -15,8 +16,14 @@ from starlette.routing import Route as Place
 
 from dbos_async import errors
 from dbos_async._app import DBOS
-from dbos_async._config import ADMIN_TOKEN_VARIABLE, MAKE_A_TOKEN, check_token
+from dbos_async._config import (
+    ADMIN_TOKEN_VARIABLE,
+    MAKE_A_TOKEN,
+    SHORTEST_TOKEN,
+    check_token,
+)
 from dbos_async._log import log
+from dbos_async._store.records import Status
 from dbos_async.admin import openapi, problems
 from dbos_async.admin.call import Call
 from dbos_async.admin.guard import Guard
@@ -72,6 +79,8 @@ def application(dbos: DBOS, token: str | None, hosts: Sequence[str]) -> Starlett
     """The ASGI app; without a token whoever reaches it may call it."""
     if token is not None:
         check_token(token)
+        if len(token) < SHORTEST_TOKEN:
+            log.warning("the admin token is so short that it can be guessed", better=MAKE_A_TOKEN)
     door = Door(dbos, Guard(token, hosts))
     by_path: dict[str, dict[str, Route[Any]]] = {}
     for route in ROUTES:
@@ -104,8 +113,9 @@ class Door:
     async def answer(self, routes: Mapping[str, Route[Any]], request: Request) -> Response:
         """The answer to a request for one of the routes of its path."""
         route = routes["GET" if request.method == "HEAD" else request.method]
+        request.state.changes = route.changes
         if route.permission is OPERATOR:
-            self._guard.check(request)
+            self._guard.check(request, is_link=route.changes and route.method == "GET")
         name = request.path_params.get("name", "")
         if ("{name}" in route.path and not name) or "\0" in name:
             raise HTTPException(404, "there is nothing of this name")
@@ -138,12 +148,18 @@ async def body_of(request: Request, kind: type[Any]) -> object:
         body = msgspec.json.decode(raw or b"{}", type=kind)
         nul_at = find_nul(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise HTTPException(400, f"the body is not understood: {exc}") from exc
+        raise HTTPException(400, f"the body is not understood: {exc}{hint_for(exc)}") from exc
     except RecursionError as exc:
         raise HTTPException(400, "the body is nested too deeply") from exc
     if nul_at is not None:
         raise HTTPException(400, f"there is a NUL character, which cannot be stored: {nul_at}")
     return body
+
+
+def hint_for(refused: Exception) -> str:
+    """Which statuses there are, for who asked for another."""
+    is_status = re.search(r"Invalid enum value .*`\$\.status", str(refused))
+    return f"; there are {', '.join(get_args(Status))}" if is_status else ""
 
 
 async def raw_body_of(request: Request) -> bytes:

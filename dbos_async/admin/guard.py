@@ -12,6 +12,7 @@ the rest of the minute, the right token neither.
 import hashlib
 import hmac
 import ipaddress
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -25,6 +26,13 @@ from dbos_async._log import log
 
 OWN_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 ANY: Final = "*"
+HOST: Final = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::[0-9]{0,5})?")
+"""A Host header in small letters. Source: RFC 9110, section 7.2, and RFC 3986; what no name of a
+machine has is left out."""
+SINGLE: Final = ("host", "authorization", "origin", "sec-fetch-site")
+"""Headers that are there once, or somebody else may go by another one of them than we do."""
+BROWSERS_OWN: Final = "sec-fetch-"
+"""How headers begin that browsers send, and no page can leave out."""
 GUESSES: Final = 10
 """Wrong tokens that an address has within `WINDOW`."""
 WINDOW: Final = 60.0
@@ -43,24 +51,37 @@ class Guard:
         self._hosts = frozenset(name_of(host) for host in (*OWN_NAMES, *hosts))
         self._throttle = Throttle()
 
-    def check(self, request: Request) -> None:
+    def check(self, request: Request, *, is_link: bool = False) -> None:
         """Let a request through that may do anything.
 
+        Args:
+            request: who asks, for what.
+            is_link: whether a link to it would change something: it is a GET that does.
+
         Raises:
-            HTTPException: 403, a foreign host or page; 401, no token or a wrong one; 429, too many
-                wrong ones.
+            HTTPException: 400, a header twice that counts once; 403, a foreign host or page, or a
+                browser that follows such a link; 401, no token or a wrong one; 429, too many wrong
+                ones.
         """
+        for name in SINGLE:
+            if len(request.headers.getlist(name)) > 1:
+                raise HTTPException(400, f"there is more than one {name} header")
         self._check_host(request)
         self._check_page(request)
         if self._digest is not None:
             self._check_token(request, self._digest)
+        elif is_link and any(name.startswith(BROWSERS_OWN) for name in request.headers):
+            raise HTTPException(403, "no link in a browser does this without a token: POST it")
 
     def _check_host(self, request: Request) -> None:
-        name = name_of(request.headers.get("host", ""))
-        if ANY in self._hosts or name in self._hosts or name == address_reached(request):
-            return
+        given = request.headers.get("host", "")
+        host = HOST.fullmatch(given.lower())
+        if host is not None:
+            name = host["address"] or host["name"].removesuffix(".")
+            if ANY in self._hosts or name in self._hosts or name == address_reached(request):
+                return
         raise HTTPException(
-            403, f"the host {name!r} is not one of the admin API's names: see admin_allowed_hosts"
+            403, f"the host {given!r} is not one of the admin API's names: see admin_allowed_hosts"
         )
 
     def _check_page(self, request: Request) -> None:
@@ -121,7 +142,7 @@ def digest_of(token: bytes) -> bytes:
 
 
 def name_of(host: str) -> str:
-    """The name in a Host header: without the port, brackets and a dot at the end."""
+    """A name that is allowed, as a Host header has it: no port, brackets or dot at the end."""
     host = host.strip().lower()
     if host.startswith("["):
         return host[1:].partition("]")[0]

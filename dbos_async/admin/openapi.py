@@ -77,12 +77,12 @@ def statuses_of(route: Route[Any]) -> list[int]:
     """What may go wrong."""
     if route.permission is not OPERATOR:
         return INSTEAD[route.path]
-    statuses = [401, 403, 429, 503]
+    statuses = [400, 401, 403, 429, 503]
     if "{name}" in route.path:
-        statuses += [400, 404, 409]
+        statuses += [404, 409]
     if route.body is not None:
-        statuses += [400, 408, 413, 415]
-    return sorted(set(statuses))
+        statuses += [408, 413, 415]
+    return sorted(statuses)
 
 
 def problem_of(status: int) -> dict[str, Any]:

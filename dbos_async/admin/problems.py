@@ -16,6 +16,8 @@ from dbos_async._log import log
 
 MEDIA_TYPE = "application/problem+json"
 UNKNOWN_FATE = "whether it was done is unknown, and it may be asked for again"
+AGAIN = "ask again"
+"""Of what changes nothing."""
 
 
 class Problem(Struct, frozen=True, kw_only=True):
@@ -30,7 +32,8 @@ class Problem(Struct, frozen=True, kw_only=True):
 
 async def answer(request: Request, exc: Exception) -> Response:
     """The answer to a request that failed."""
-    refusal = refusal_of(exc)
+    changes = getattr(request.state, "changes", False)
+    refusal = refusal_of(exc, UNKNOWN_FATE if changes else AGAIN)
     if refusal.status_code == HTTPStatus.INTERNAL_SERVER_ERROR and refusal is not exc:
         log.error("the admin API failed", method=request.method, path=request.url.path, error=exc)
     problem = Problem(
@@ -44,17 +47,17 @@ async def answer(request: Request, exc: Exception) -> Response:
     )
 
 
-def refusal_of(exc: Exception) -> HTTPException:
-    """The status and the words for what was raised."""
+def refusal_of(exc: Exception, fate: str) -> HTTPException:
+    """The status and the words for what was raised; `fate` of what got no answer."""
     match exc:
         case HTTPException():
             return exc
         case errors.NotLaunchedError():
             return HTTPException(503, str(exc), {"retry-after": "1"})
         case errors.DatabaseLostError():
-            return HTTPException(503, f"{exc}; {UNKNOWN_FATE}", {"retry-after": "1"})
+            return HTTPException(503, f"{exc}; {fate}", {"retry-after": "1"})
         case TimeoutError():
-            return HTTPException(503, f"no answer in time; {UNKNOWN_FATE}", {"retry-after": "1"})
+            return HTTPException(503, f"no answer in time; {fate}", {"retry-after": "1"})
         case errors.WorkflowNotFoundError():
             return HTTPException(404, str(exc))
         case errors.WorkflowConflictError():

@@ -67,7 +67,7 @@ ROUTES: Final[tuple[Route[Any], ...]] = (
     Route("GET", "/dbos-healthz", ANYONE, operations.health, answer=str),
     Route("GET", "/readyz", ANYONE, operations.readiness, answer=str),
     Route("GET", "/metrics/{name}", ANYONE, operations.measure_queue, answer=QueueLength),
-    # The GET is the documented one; it is safe from links and images as everything here is.
+    # The GET is the documented one; without a token the guard keeps links and images from it.
     Route("GET", "/deactivate", OPERATOR, operations.deactivate, answer=str, changes=True),
     Route("POST", "/deactivate", OPERATOR, operations.deactivate, answer=str, changes=True),
     Route(

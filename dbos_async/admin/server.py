@@ -21,6 +21,8 @@ from dbos_async.admin.application import application
 
 try:
     import uvicorn
+
+    from dbos_async.admin.connections import BACKLOG, Connection
 except ModuleNotFoundError:
     raise errors.ConfigurationError(
         "admin_port needs uvicorn, which is not installed: `pip install 'dbos-async[admin]'` (in a "
@@ -75,7 +77,8 @@ class Configuration(uvicorn.Config):
     def __init__(self, app: object) -> None:
         super().__init__(
             app,  # type: ignore[arg-type]  # an ASGI app, in Starlette's words
-            http="h11",
+            http=Connection,
+            backlog=BACKLOG,
             ws="none",
             lifespan="off",
             interface="asgi3",

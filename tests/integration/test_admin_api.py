@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from ended import ended, left
 from managed import Managed, eventually, result_of
 
 from dbos_async import DBOS, RateLimit
@@ -322,6 +323,8 @@ BAD_BODIES = [
     ("/dbos-workflow-recovery", b"{}", "Expected `array`"),
     ("/dbos-workflow-recovery", b"[1]", "$[0]"),
     ("/dbos-workflow-recovery", b'["nobody"]', "nobody"),
+    ("/workflows", b'{"status": "FOO"}', "`$.status`; there are"),
+    ("/queues", b'{"status": ["FOO"]}', "CANCELLED"),
     ("/dbos-garbage-collect", b"{}", "cutoff_epoch_timestamp_ms"),
     ("/dbos-garbage-collect", b'{"rows_threshold": 0}', "$.rows_threshold"),
     ("/dbos-garbage-collect", b'{"cutoff_epoch_timestamp_ms": 1e18}', "$.cutoff_epoch"),
@@ -428,6 +431,19 @@ async def test_old_workflows_that_ended_are_collected_of_this_app_only(
         assert await left_by(rows_threshold=3) == {"w-3", "w-4", "w-5"}
         assert await left_by(rows_threshold=3, cutoff_epoch_timestamp_ms=5000) == {"w-4", "w-5"}
         assert {"running", "w-0"} <= set(ids_of(await api.post("/workflows")))
+
+
+async def test_what_somebody_needs_is_no_garbage(dbos_database_url: str, database: Any) -> None:
+    async with served(dbos_database_url) as (_, api):
+        await ended(database, "parent", 20, status="PENDING")
+        await ended(database, "child", 10, parent="parent")
+        await ended(database, "source", 20, status="CANCELLED")
+        await ended(database, "fork", 10, status="DELAYED", forked_from="source")
+        await ended(database, "alone", 10)
+        now_ms = await database.fetchval("select (extract(epoch from now()) * 1000)::bigint")
+        asked = {"cutoff_epoch_timestamp_ms": now_ms}
+        assert (await api.post("/dbos-garbage-collect", json=asked)).status_code == 204
+        assert await left(database) == ["child", "fork", "parent", "source"]
 
 
 async def test_old_workflows_that_have_not_ended_are_cancelled(

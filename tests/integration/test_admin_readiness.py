@@ -1,15 +1,17 @@
 """Ready is who takes work: over a launch, an outage and a shutdown, and mounted in a web app."""
 
 import asyncio
+import socket
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from fastapi import FastAPI
 from managed import Managed, eventually, result_of
 
 from dbos_async import DBOS
-from dbos_async.admin import app_of
+from dbos_async.admin import app_of, connections
 from dbos_async.testing import EmbeddedServer, free_port
 
 TOKEN = "a-token-of-thirty-two-characters"
@@ -81,7 +83,10 @@ async def test_it_is_not_ready_while_postgres_is_away(tmp_path: Path) -> None:
             assert (length.status_code, bool(length.json()["error"])) == (500, True)
             listing = await api.post("/workflows")
             assert (listing.status_code, listing.headers["retry-after"]) == (503, "1")
-            assert "unknown" in listing.json()["detail"]
+            assert listing.json()["detail"].endswith("; ask again")  # it changes nothing
+            change = await api.post("/dbos-garbage-collect", json={"rows_threshold": 1})
+            assert change.status_code == 503
+            assert change.json()["detail"].endswith("is unknown, and it may be asked for again")
 
             cancel = asyncio.create_task(api.post("/workflows/none/cancel"))  # is patient
             server.start()
@@ -135,3 +140,122 @@ async def test_a_bug_is_a_problem_that_does_not_tell_its_insides(
         answer = await api.post("/workflows")
         assert (answer.status_code, "secret" in answer.text) == (500, False)
         assert answer.headers["content-type"] == "application/problem+json"
+
+
+HEALTH = b"GET /dbos-healthz HTTP/1.1\r\nhost: localhost\r\n"
+LISTING = b"POST /workflows HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+
+def opened(port: int, sent: bytes = b"") -> socket.socket:
+    """A connection whose bytes are there before the server, in this very loop, accepts it."""
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.sendall(sent)
+    connection.setblocking(False)
+    return connection
+
+
+async def read(connection: socket.socket, ending: bytes = b"healthy") -> bytes:
+    """What comes until then; nothing if the end comes first."""
+    read = b""
+    async with asyncio.timeout(20):
+        while not read.endswith(ending):
+            try:
+                more = await asyncio.get_running_loop().sock_recv(connection, 65_536)
+            except ConnectionResetError:
+                return b""
+            if not more:
+                return b""
+            read += more
+    return read
+
+
+async def is_cut(connection: socket.socket) -> bool:
+    """Whether the server let go of it, seen by sending one more byte."""
+    try:
+        connection.send(b"x")
+    except ConnectionError:
+        return True
+    except BlockingIOError:
+        pass
+    return False
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET",
+        HEALTH + b"x: ",
+        HEALTH + b"content-length: 1000000\r\n\r\n" + b"x" * 10,
+        HEALTH + b"\r\n" + HEALTH + b"x: ",
+    ],
+)
+async def test_who_sends_no_whole_request_is_not_waited_for(
+    dbos_database_url: str, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    """Not even while it sends a byte now and then."""
+    monkeypatch.setattr(connections, "REQUEST_TIMEOUT", 0.05)
+    port = free_port()
+    async with DBOS("shop", dbos_database_url, admin_port=port):
+        with opened(port, sent) as connection:
+            if b"\r\n\r\n" in sent:
+                assert await read(connection)
+            await eventually(lambda: is_cut(connection))
+
+
+async def test_who_does_not_read_is_not_waited_for(
+    dbos_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "REQUEST_TIMEOUT", 0.05)
+    port = free_port()
+    request = b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    async with DBOS("shop", dbos_database_url, admin_port=port):
+        with opened(port, 1_000 * request) as connection:
+            await eventually(lambda: is_cut(connection))
+
+
+async def test_an_answer_may_take_its_time(
+    dbos_database_url: str, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than a request may; meanwhile its place is not given to others."""
+    monkeypatch.setattr(connections, "REQUEST_TIMEOUT", 0.05)
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 1)
+    port = free_port()
+    async with DBOS("shop", dbos_database_url, admin_port=port) as dbos:
+        asked, answer = asyncio.Event(), asyncio.Event()
+
+        async def slow(**_: object) -> list[Any]:
+            asked.set()
+            await answer.wait()
+            return []
+
+        monkeypatch.setattr(dbos, "list_workflows", slow)
+        with opened(port, LISTING) as connection:
+            await asked.wait()
+            with opened(port, HEALTH + b"\r\n") as another:
+                assert not await read(another)
+            monkeypatch.setattr(connections, "MOST_CONNECTIONS", 2)
+            with opened(port) as silent:
+                assert not await read(silent)  # more than a deadline later
+            answer.set()
+            assert await read(connection, b"[]")
+
+
+async def test_the_one_that_waits_longest_makes_room_for_another(
+    dbos_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "REQUEST_TIMEOUT", 3_600)
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 3)
+    port = free_port()
+    async with DBOS("shop", dbos_database_url, admin_port=port):
+        with (
+            opened(port, HEALTH) as first,
+            opened(port, HEALTH) as second,
+            opened(port, HEALTH + b"\r\n") as third,
+        ):
+            assert await read(third)
+            with opened(port, HEALTH + b"\r\n") as fourth:
+                assert await read(fourth)
+                assert not await read(first)
+                second.send(b"\r\n")
+                assert await read(second)

@@ -109,11 +109,75 @@ async def test_hosts_are_compared_as_names(api: Api) -> None:
         "10.0.0.7": 403,
         "2130706433": 403,
         "admin.example.com@evil.example": 403,
+        "localhost:": 200,
+        "localhost:80@evil.example": 403,
+        "[localhost]evil.example": 403,
+        "[::1]evil.example": 403,
+        "[::1]:3001:80": 403,
+        "[localhost]": 403,
+        "::1": 403,
+        "localhost:port": 403,
+        "local host": 403,
+        "user@localhost": 403,
+        "localhost/": 403,
+        "localhost,evil.example": 403,
     }
     async with api(authorization=f"Bearer {TOKEN}") as client:
         for host, status in statuses.items():
             answer = await client.post("/workflows", headers={"host": host})
             assert answer.status_code == status, host
+
+
+async def test_a_malformed_host_is_refused_where_any_name_will_do(dbos_database_url: str) -> None:
+    dbos = DBOS("shop", dbos_database_url)
+    transport = httpx.ASGITransport(app_of(dbos, token=TOKEN, allowed_hosts=["*"]))
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    async with (
+        dbos,
+        httpx.AsyncClient(transport=transport, base_url="http://any.example") as client,
+    ):
+        assert (await client.post("/workflows", headers=headers)).status_code == 200
+        odd = headers | {"host": "any.example@evil.example"}
+        assert (await client.post("/workflows", headers=odd)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        [("authorization", "Bearer wrong"), ("authorization", f"Bearer {TOKEN}")],
+        [("authorization", f"Bearer {TOKEN}"), ("authorization", f"Bearer {TOKEN}")],
+        [("host", "localhost"), ("host", "evil.example"), ("authorization", f"Bearer {TOKEN}")],
+    ],
+    ids=str,
+)
+async def test_a_header_that_counts_once_is_not_there_twice(
+    api: Api, twice: list[tuple[str, str]]
+) -> None:
+    async with api() as client:
+        for method, path in GUARDED:
+            answer = await client.request(method, path, headers=twice)
+            assert answer.status_code == 400, (method, path)
+            assert "more than one" in answer.json()["detail"]
+            assert TOKEN not in answer.text
+
+
+async def test_no_link_deactivates_without_a_token(dbos_database_url: str) -> None:
+    port = free_port()
+    async with (
+        DBOS("shop", dbos_database_url, admin_port=port) as dbos,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        for headers in (
+            {"sec-fetch-site": "none", "sec-fetch-mode": "navigate"},
+            {"sec-fetch-site": "same-origin"},
+            {"sec-fetch-dest": "document"},
+        ):
+            for method in ("GET", "HEAD"):
+                answer = await client.request(method, "/deactivate", headers=headers)
+                assert answer.status_code == 403
+        assert not dbos.launched().is_deactivated
+        assert (await client.get("/deactivate")).text == "deactivated"  # as by curl
+        assert dbos.launched().is_deactivated
 
 
 async def test_pages_of_other_sites_are_refused(dbos_database_url: str) -> None:
@@ -135,7 +199,7 @@ async def test_pages_of_other_sites_are_refused(dbos_database_url: str) -> None:
             ({"origin": "http://[evil"}, 403),
             ({"origin": "http://localhost:3001"}, 200),
         ]:
-            for method, path in (("GET", "/deactivate"), ("POST", "/workflows")):
+            for method, path in (("GET", "/openapi.json"), ("POST", "/workflows")):
                 answer = await client.request(method, path, headers=headers)
                 assert answer.status_code == status, headers
                 assert not [name for name in answer.headers if name.startswith("access-control")]
@@ -268,6 +332,15 @@ async def test_on_all_addresses_it_is_called_by_the_one_that_was_reached(
         assert (await client.post(url)).status_code == 200
         foreign = await client.post(url, headers={"host": "127.0.0.3"})
         assert foreign.status_code == 403
+
+
+def test_a_token_that_can_be_guessed_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    app_of(DBOS("shop"), token=TOKEN[:16])
+    assert not caplog.records
+    app_of(DBOS("shop"), token="guessable")
+    [warning] = caplog.records
+    assert "token_urlsafe" in warning.getMessage()
+    assert "guessable" not in warning.getMessage()
 
 
 @pytest.mark.parametrize("token", ["", "two words", "tökén", "a\nb", 17])

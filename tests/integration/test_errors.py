@@ -10,12 +10,14 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 import dbos_async
 from dbos_async import (
     DBOS,
     Client,
+    DatabaseLostError,
     DBOSError,
     NotLaunchedError,
     PortableWorkflowError,
@@ -25,6 +27,16 @@ from dbos_async import (
     WorkflowTimeoutError,
     errors,
 )
+from dbos_async._store.database import translated
+
+
+@pytest.mark.parametrize("kind", [asyncpg.InternalClientError, asyncpg.ProtocolError])
+def test_the_insides_of_the_driver_are_told_to_nobody(kind: type[Exception]) -> None:
+    inside = kind("cannot switch to state 12; another operation (2) is in progress")
+    with pytest.raises(DatabaseLostError) as lost, translated():
+        raise inside
+    assert str(lost.value) == "the connection to Postgres broke in the middle of an exchange"
+    assert lost.value.__cause__ is inside
 
 
 class PaymentError(Exception):

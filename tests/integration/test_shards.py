@@ -10,11 +10,14 @@ from dbos_async import (
     DBOS,
     Client,
     ConfigurationError,
+    DatabaseLostError,
     NotLaunchedError,
     Router,
     Shards,
+    WorkflowConflictError,
     WorkflowNotFoundError,
 )
+from dbos_async.testing import free_port
 
 PATIENCE = 20
 
@@ -187,15 +190,76 @@ async def test_clients_find_their_way_too(shop: Shop) -> None:
 
 
 async def test_if_one_shard_cannot_be_opened_none_stays_open(shop: Shop) -> None:
-    broken = Shards(
-        {"a": DBOS("shop", shop.urls["a"]), "b": Client("postgresql://nobody@/nowhere")}
-    )
+    first = DBOS("shop", shop.urls["a"])
+    for url, error in [
+        (f"postgresql://nobody@127.0.0.1:{free_port()}/nowhere", DatabaseLostError),
+        ("mysql://nowhere", ConfigurationError),
+    ]:
+        broken = Shards({"a": first, "second": Client(url)})
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(error, match=r"shard 'second': .*(nowhere|mysql)"):
+                async with broken:
+                    pass
+            with pytest.raises(NotLaunchedError):
+                await first.list_workflows()
+
+
+@pytest.mark.parametrize("kind", [DBOS, Client])
+async def test_two_shards_are_two_databases_whatever_they_are_called(shop: Shop, kind: Any) -> None:
+    def shard(url: str) -> Any:
+        return kind(url) if kind is Client else kind("shop", url)
+
+    url, other = shop.urls.values()
+    again = f"{url}{'&' if '?' in url else '?'}application_name=another"
+    shards = Shards({"one": shard(url), "two": shard(other), "three": shard(again)})
     async with asyncio.timeout(PATIENCE):
-        with pytest.raises(Exception, match=r"nowhere|reach|connect"):
-            async with broken:
+        if kind is Client:
+            async with DBOS("shop", url), DBOS("shop", other):
+                pass  # which installs the schema
+        with pytest.raises(ConfigurationError, match="'one' and 'three' are one database"):
+            async with shards:
                 pass
         with pytest.raises(NotLaunchedError):
-            await broken["a"].list_workflows()
+            await shards["two"].list_workflows()
+
+
+@pytest.mark.parametrize("taken_at", ["home", "elsewhere"])
+async def test_a_fork_takes_no_id_of_another_shard(shop: Shop, taken_at: str) -> None:
+    async with asyncio.timeout(PATIENCE), shop.shards as shards:
+        source = shop.id_on("a", "source")
+        taken = shop.id_on("b" if taken_at == "home" else "a", "taken")
+        for shard, each in [("a", source), ("b", taken)]:
+            buy = shop.buy.with_options(workflow_id=each)
+            await (await shards[shard].start_workflow(buy)).get_result()
+        with pytest.raises(WorkflowConflictError, match="taken by one on another shard") as refused:
+            await shards.fork_workflow(source, new_workflow_id=taken)
+        assert refused.value.workflow_id == taken
+        assert await names_on(shards["a"]) == {source}
+        with pytest.raises(ValueError, match="new_workflow_id must not be empty"):
+            await shards.fork_workflow(source, new_workflow_id="")
+
+
+async def test_a_shard_that_does_not_answer_is_named(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asyncio.timeout(PATIENCE), shop.shards as shards:
+        there = shop.id_on("a")
+        await (await shards.start_workflow(shop.buy.with_options(workflow_id=there))).get_result()
+
+        async def lost(*_: object, **__: object) -> Any:
+            raise DatabaseLostError("the connection broke")
+
+        for verb in ("retrieve_workflow", "list_workflows", "count_workflows", "cancel_workflows"):
+            monkeypatch.setattr(shards["b"], verb, lost)
+        assert await (await shards.retrieve_workflow(there)).get_result() == there
+        for ask in (
+            lambda: shards.find("nobody"),
+            shards.list_workflows,
+            shards.count_workflows,
+            lambda: shards.cancel_workflows(name="buy"),
+        ):
+            with pytest.raises(DatabaseLostError, match="shard 'b': the connection broke"):
+                await ask()
 
 
 async def test_workflows_do_not_leave_their_shard(shop: Shop) -> None:

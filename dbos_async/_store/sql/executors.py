@@ -8,7 +8,7 @@ _NOW_MS: Final = "(extract(epoch from clock_timestamp()) * 1000)::bigint"
 FETCH_BACKEND: Final = "select pg_backend_pid()"
 # Which database this is, whatever the way to it.
 FETCH_PLACE: Final = """
-select d.oid::bigint, pg_postmaster_start_time()
+select d.oid::bigint as oid, pg_postmaster_start_time() as server_started_at
   from pg_database d
  where d.datname = current_database()
 """
