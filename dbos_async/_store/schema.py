@@ -221,6 +221,17 @@ async def check_installed(connection: Connection) -> None:
         )
 
 
+async def fetch_version(connection: Connection) -> int:
+    """The version of ours that the database has; 0 where it has none.
+
+    Raises:
+        ConfigurationError: the role may not look.
+        DatabaseLostError: the connection broke.
+    """
+    with translated():
+        return await _fetch_version(connection)
+
+
 async def verify(connection: Connection) -> None:
     """Check that everything that schema.sql makes is there, and change nothing.
 

@@ -58,11 +58,12 @@ class Content(Struct, frozen=True):
     """Those that live, in words."""
 
 
-async def install(url: str) -> None:
-    """Bring the schema up to date. Raises as `schema.install` does."""
+async def install(url: str) -> int:
+    """Bring the schema up to date; its version then. Raises as `schema.install` does."""
     async with _connected(url) as connection:
         await schema.check_server(connection)
         await schema.install(connection)
+        return await schema.fetch_version(connection)
 
 
 async def find_foreign_indexes(url: str) -> list[schema.ForeignIndex]:
@@ -77,11 +78,11 @@ async def drop_foreign_indexes(url: str) -> list[str]:
         return await schema.drop_foreign_indexes(connection)
 
 
-async def grant(url: str, role: str) -> None:
-    """Give a role what an app needs.
+async def grant(url: str, role: str) -> bool:
+    """Give a role what an app needs; whether there is such a role.
 
     Raises:
-        ConfigurationError: there is no such role, or we may not.
+        ConfigurationError: we may not.
     """
     async with _connected(url) as connection:
         try:
@@ -89,11 +90,10 @@ async def grant(url: str, role: str) -> None:
                 for statement in grants_of(role):
                     await connection.execute(statement, timeout=DEADLINE)
         except asyncpg.UndefinedObjectError:
-            raise errors.ConfigurationError(
-                f"there is no role {role!r}: make it first, as in create role … login"
-            ) from None
+            return False
         except (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidSchemaNameError) as exc:
             raise errors.ConfigurationError(f"the rights cannot be granted: {exc}") from None
+    return True
 
 
 def grants_of(role: str) -> list[str]:

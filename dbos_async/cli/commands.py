@@ -1,10 +1,15 @@
 """All commands, wired: which noun has which verbs."""
 
+import errno
 import logging
+import os
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
+from dbos_async._store.database import POOLED
 from dbos_async.cli import (
     doctor,
     executors,
@@ -19,7 +24,7 @@ from dbos_async.cli import (
     versions,
     workflows,
 )
-from dbos_async.cli.output import EXIT_CODES
+from dbos_async.cli.output import EXIT_CODES, FOUND
 
 
 def group(help: str, *, is_command: bool = False) -> typer.Typer:
@@ -89,13 +94,44 @@ embedded.command(
 )(postgres.psql)
 
 
+def show_version(wanted: bool) -> None:  # noqa: FBT001 - typer's way to call it
+    """Print the release, and end the command."""
+    if wanted:
+        typer.echo(f"dbos-async {metadata.version('dbos_async')}")
+        raise typer.Exit
+
+
 @app.callback()
-def dbos_async(context: typer.Context) -> None:
+def dbos_async(
+    context: typer.Context,
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=show_version, is_eager=True, help="Print the release, and exit."
+        ),
+    ] = False,
+) -> None:
     """Look after durable workflows."""
+    del version  # its callback has done it
     if context.invoked_subcommand != "run":  # that one logs by itself
-        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+        shown = logging.StreamHandler(sys.stderr)
+        shown.addFilter(is_for_a_command)
+        logging.basicConfig(handlers=[shown], level=logging.WARNING, format="%(message)s")
+
+
+def is_for_a_command(record: logging.LogRecord) -> bool:
+    """Whether a warning concerns one who only asks: what a pooler slows down are apps."""
+    return not record.getMessage().startswith(POOLED)
 
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        app()
+    except OSError as exc:
+        if exc.errno != errno.ENOSPC:
+            raise
+        typer.echo("dbos-async: there is no room for what was asked for", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is in its buffer
+        sys.exit(FOUND)

@@ -17,7 +17,7 @@ from msgspec import Struct
 from rich.table import Table
 
 from dbos_async._client import Client
-from dbos_async._config import Settings
+from dbos_async._config import LISTEN_URL_VARIABLE, Settings
 from dbos_async._store import health, versions
 from dbos_async._store.clock import moment_of
 from dbos_async._store.health import Pooling, QueueLoad, ServerRow, TableRow, TransactionRow
@@ -25,7 +25,8 @@ from dbos_async._store.schema import SCHEMA_VERSION
 from dbos_async._versions import ExecutorInfo, VersionWork
 from dbos_async.cli.moments import shown_age, shown_seconds
 from dbos_async.cli.options import AsJson, DatabaseUrl, asked
-from dbos_async.cli.output import FOUND, cell_of, console, show
+from dbos_async.cli.output import FOUND, cell_of, console, counted, show
+from dbos_async.cli.versions import shown_newest
 
 PER_GIGABYTE: Final = 100
 """Connections that a gigabyte of memory is good for, as a rule of thumb."""
@@ -129,10 +130,11 @@ def dead_letters(facts: Facts) -> Iterator[Check]:
     if not facts.dead_letters:
         yield Check("dead letters", "ok", "none")
         return
+    were = "was" if facts.dead_letters == 1 else "were"
     yield Check(
         "dead letters",
         "act",
-        f"{facts.dead_letters:,} workflows were given up: their processes died too often",
+        f"{counted(facts.dead_letters)} {were} given up, because processes died too often",
         "see `dbos-async workflow list --status DEAD`, mend the cause, then "
         "`dbos-async workflow resume --status DEAD --yes`",
     )
@@ -148,15 +150,16 @@ def stranded(facts: Facts) -> Iterator[Check]:
         yield Check(
             "stranded work",
             "act",
-            f"{each.total:,} workflows of {whose}: no process runs that",
-            remedy_of(each),
+            f"{counted(each.total)} of {whose}: no process runs that",
+            remedy_of(each, facts.work),
         )
 
 
-def remedy_of(work: VersionWork) -> str:
+def remedy_of(work: VersionWork, others: Sequence[VersionWork]) -> str:
     """How stranded work gets done."""
     if work.app_version is None:
-        return "launch the newest version, or `dbos-async versions set-latest` one that runs"
+        newest = shown_newest(work.app_name, others)
+        return f"launch {newest}; or `dbos-async versions set-latest` one that runs"
     more = " --include-pending" if work.pending else ""
     return (
         "launch that version until it is done, or "
@@ -170,7 +173,9 @@ def queues(facts: Facts) -> Iterator[Check]:
     yield from problems
     if not problems:
         waiting = sum(load.enqueued for load in facts.queues)
-        yield Check("queues", "ok", f"{waiting:,} workflows wait on {len(facts.queues)} queues")
+        yield Check(
+            "queues", "ok", f"{waiting_ones(waiting)} on {counted(len(facts.queues), 'queue')}"
+        )
 
 
 def queue_check(load: QueueLoad, now: datetime) -> Check | None:
@@ -182,7 +187,7 @@ def queue_check(load: QueueLoad, now: datetime) -> Check | None:
         return Check(
             "queues",
             "act",
-            f"{load.name} was deleted, or never declared, and {held:,} workflows wait on it",
+            f"{load.name} was deleted, or never declared, and {waiting_ones(held)} on it",
             "launch an app that declares it, or cancel them: "
             f"`dbos-async workflow cancel --queue {load.name} --status ENQUEUED`",
         )
@@ -190,7 +195,7 @@ def queue_check(load: QueueLoad, now: datetime) -> Check | None:
         return Check(
             "queues",
             "act",
-            f"{load.name} is paused, and {held:,} workflows wait on it",
+            f"{load.name} is paused, and {waiting_ones(held)} on it",
             f"`dbos-async queue resume {load.name}`",
         )
     if is_old and oldest is not None:
@@ -204,16 +209,27 @@ def queue_check(load: QueueLoad, now: datetime) -> Check | None:
     return None
 
 
+def waiting_ones(count: int) -> str:
+    """So many workflows wait."""
+    return f"{counted(count)} {'waits' if count == 1 else 'wait'}"
+
+
 def processes(facts: Facts) -> Iterator[Check]:
     """Who runs."""
     alive = [each for each in facts.executors if each.is_alive]
     dead = [each for each in facts.executors if not each.is_alive and each.workflows]
     if dead and not alive:
         left = sum(each.workflows for each in dead)
-        found = f"all are dead, and left {left:,} workflows"
+        found = f"all are dead, and left {counted(left)}"
         yield Check("processes", "act", found, "launch the app: `dbos-async run MODULE:APP`")
+        return
+    idle = sum(each.is_deactivated for each in alive)
+    found = f"{counted(len(alive), 'process')} to run workflows"
+    found += f", {idle} of them deactivated" if idle else ""
+    if alive and idle == len(alive):
+        yield Check("processes", "act", found, "nothing new is taken: launch the app again")
     else:
-        yield Check("processes", "ok", f"{len(alive)} run workflows")
+        yield Check("processes", "ok", found)
 
 
 def connections(facts: Facts) -> Iterator[Check]:
@@ -224,8 +240,9 @@ def connections(facts: Facts) -> Iterator[Check]:
     demand = alive * facts.cap
     memory = -(-server.max_connections // PER_GIGABYTE)
     found = (
-        f"{server.connections} of {usable} are open, {server.ours} of them ours; {alive} processes "
-        f"may open {facts.cap} each, {demand}; {server.max_connections} want {memory} GB of memory"
+        f"{server.connections} of {usable} are open, {server.ours} of them ours; "
+        f"{counted(alive, 'process')} may open {facts.cap} each, {demand}; "
+        f"{server.max_connections} want {memory} GB of memory"
     )
     if demand + others > usable:
         yield Check(
@@ -253,7 +270,8 @@ def pooler(facts: Facts) -> Iterator[Check]:
                 "pooler",
                 "note",
                 "one in transaction or statement mode: nobody hears notifications, and all polls",
-                "let the apps connect to Postgres itself, or to a pool in session mode",
+                f"give the apps listen_url= ({LISTEN_URL_VARIABLE}), a way to Postgres past it; or "
+                "let them connect to Postgres itself, or to a pool in session mode",
             )
 
 

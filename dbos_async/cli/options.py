@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Final, TypeVar
 
 import typer
@@ -12,6 +12,7 @@ import typer
 from dbos_async._app import DBOS, EMBEDDED_DATABASE
 from dbos_async._client import Client
 from dbos_async._config import DATABASE_URL_VARIABLE, EMBEDDED_DIRECTORY, check_url
+from dbos_async._store.database import masked
 from dbos_async._store.embedded import EmbeddedPostgres, server_in
 from dbos_async.cli.output import MISUSED, run, stop
 from dbos_async.errors import ConfigurationError
@@ -42,7 +43,12 @@ AppDatabaseUrl = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it, without being asked.")]
+Yes = Annotated[
+    bool,
+    typer.Option(
+        "--yes", "-y", help="Do it, without being asked; without a terminal it is needed."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell which it would be.")]
 Target = Annotated[str, typer.Argument(metavar="MODULE:APP", help="As in shop.main:dbos.")]
 
@@ -65,8 +71,17 @@ def asked(url: str | None, question: Callable[[Client], Awaitable[T]]) -> T:
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Client]:
-    """A client for the length of the block."""
-    async with Client(url) as client:
+    """A client for the length of the block.
+
+    Raises:
+        ConfigurationError: the database is none that it can use; the message says which it is.
+    """
+    async with AsyncExitStack() as stack:
+        client = Client(url)
+        try:
+            await stack.enter_async_context(client)
+        except ConfigurationError as exc:
+            raise ConfigurationError(f"{masked(url)}: {exc}") from exc
         yield client
 
 

@@ -29,13 +29,14 @@ EXIT_CODES: Final = (
 ENDLESS: Final = 10_000
 """Characters of a line that goes to a file: nothing is cut off there."""
 NARROWEST: Final = 8
-"""Characters that a column keeps when it is cut."""
+"""Characters that a column keeps when it is cut or folded."""
 
 MISSING: Final = (
     errors.WorkflowNotFoundError,
     errors.QueueNotFoundError,
     errors.ScheduleNotFoundError,
     errors.WorkflowConflictError,
+    errors.PayloadStoreError,
 )
 COLOURS: Final = {
     "SUCCESS": "green",
@@ -74,22 +75,48 @@ def stop(why: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-def show(rows: Sequence[Row], *, as_json: bool, nothing: str, soft: Collection[str] = ()) -> None:
+def show(
+    rows: Sequence[Row],
+    *,
+    as_json: bool,
+    nothing: str,
+    soft: Collection[str] = (),
+    folded: Collection[str] = (),
+    is_whole: bool = False,
+) -> None:
     """Print rows of the same keys: as a JSON array, or as a table.
 
     Args:
         rows: what to print.
         as_json: which of the two.
-        nothing: what to say instead of an empty table.
-        soft: the columns to cut where the terminal is narrow, the widest first; others stay whole.
+        nothing: what to say instead of an empty table; nothing at all if it is empty, too.
+        soft: the columns to cut where the terminal is narrow, the widest first.
+        folded: those to fold over several lines there, because one copies what is in them.
+        is_whole: fold the soft ones, too, and keep the lines in them.
     """
     if as_json:
         show_json(list(rows))
     elif not rows:
-        typer.echo(nothing)
+        typer.echo(nothing, nl=bool(nothing))
     else:
         terminal = console()
-        terminal.print(table_of(rows, soft, terminal.width))
+        terminal.print(table_of(rows, soft, terminal.width, folded=folded, is_whole=is_whole))
+
+
+def counted(count: int, noun: str = "workflow") -> str:
+    """A number of things: `1 workflow`, `2,000 workflows`."""
+    many = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else many}"
+
+
+def agree(deed: str, *, yes: bool, hint: str = "add --yes to do it") -> None:
+    """Go on if a person says so, on the terminal or by --yes; else end the command."""
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        stop(f"this would {deed}: {hint}", FOUND)
+    if not typer.confirm(f"This would {printable(deed)}. Do it?", err=True):
+        stop("nothing was done", FOUND)
 
 
 def show_json(value: object) -> None:
@@ -118,21 +145,32 @@ def show_pairs(pairs: Mapping[str, object]) -> None:
     console().print(table)
 
 
-def table_of(rows: Sequence[Row], soft: Collection[str], width: int) -> Table:
+def table_of(
+    rows: Sequence[Row],
+    soft: Collection[str],
+    width: int,
+    *,
+    folded: Collection[str] = (),
+    is_whole: bool = False,
+) -> Table:
     """Rows with their keys on top. Names are text, whatever markup they look like."""
     table = Table(box=None, pad_edge=False)
-    cells = {name: [cell_of(row[name]) for row in rows] for name in rows[0]}
-    widths = {
-        name: max(len(name), *(cell.cell_len for cell in column)) for name, column in cells.items()
+    cells = {
+        name: [cell_of(row[name], is_long=is_whole and name in soft) for row in rows]
+        for name in rows[0]
     }
-    shares = cut(widths, [name for name in cells if name in soft], width)
+    widths = {
+        name: max(len(name), *(measured(cell) for cell in column)) for name, column in cells.items()
+    }
+    shares = cut(widths, [name for name in cells if name in soft or name in folded], width)
     for name, value in rows[0].items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_folded = name in folded or (is_whole and name in soft)
         table.add_column(
             Text(name.replace("_", " ")),
             justify="right" if is_number else "left",
-            no_wrap=True,
-            overflow="ellipsis",
+            no_wrap=not is_folded,
+            overflow="fold" if is_folded else "ellipsis",
             max_width=shares[name],
         )
     for row in zip(*cells.values(), strict=True):
@@ -140,8 +178,13 @@ def table_of(rows: Sequence[Row], soft: Collection[str], width: int) -> Table:
     return table
 
 
+def measured(cell: Text) -> int:
+    """The width of its longest line."""
+    return max(line.cell_len for line in cell.split("\n", allow_blank=True))
+
+
 def cut(widths: Mapping[str, int], soft: Sequence[str], width: int) -> dict[str, int]:
-    """The widths that columns get: the widest soft one gives first."""
+    """The widths that columns get: the widest of the soft ones gives first."""
     shares = dict(widths)
     excess = sum(shares.values()) + 2 * (len(shares) - 1) - width
     while excess > 0 and soft:

@@ -23,6 +23,11 @@ COUNTS: Final = (
     "partition_concurrency",
     "partition_worker_concurrency",
 )
+UNTIL_LAUNCH: Final = (
+    "The next process of the app's newest version that starts makes the limits those of its code "
+    'again, unless the queue is declared there with on_conflict="never_update".'
+)
+"""What few expect of `set`."""
 Name = Annotated[str, typer.Argument(metavar="QUEUE", help="The queue's name.")]
 Count = Annotated[str | None, typer.Option(metavar="N", help="So many at a time; none: no limit.")]
 Rate = Annotated[
@@ -44,27 +49,33 @@ def list_queues(*, database_url: DatabaseUrl = None, as_json: AsJson = False) ->
         return
     now = datetime.now(UTC)
     rows = [row_of(load, limits.get(load.name), now) for load in loads]
-    show(rows, as_json=False, nothing="There are no queues.", soft=("queue", "app", "limits"))
+    show(rows, as_json=False, nothing="There are no queues.", folded=("queue", "app", "limits"))
 
 
-def pause_queue(name: Name, *, database_url: DatabaseUrl = None) -> None:
+def pause_queue(name: Name, *, database_url: DatabaseUrl = None, as_json: AsJson = False) -> None:
     """Let no process take anything more off a queue; what runs goes on."""
 
     async def pause(client: Client) -> None:
         await (await client.retrieve_queue(name)).pause()
 
     asked(database_url, pause)
-    typer.echo(f"{name} is paused, until: dbos-async queue resume {name}")
+    if as_json:
+        show_json({"name": name, "is_paused": True})
+    else:
+        typer.echo(f"{name} is paused, until: dbos-async queue resume {name}")
 
 
-def resume_queue(name: Name, *, database_url: DatabaseUrl = None) -> None:
+def resume_queue(name: Name, *, database_url: DatabaseUrl = None, as_json: AsJson = False) -> None:
     """Let the processes take work off a queue again."""
 
     async def resume(client: Client) -> None:
         await (await client.retrieve_queue(name)).resume()
 
     asked(database_url, resume)
-    typer.echo(f"{name} goes on.")
+    if as_json:
+        show_json({"name": name, "is_paused": False})
+    else:
+        typer.echo(f"{name} goes on.")
 
 
 def set_queue(
@@ -106,6 +117,7 @@ def set_queue(
         show_json({"name": name, **limits_of(limits)})
     else:
         typer.echo(f"{name}: {shown_limits(limits) or 'no limits'}")
+    typer.echo(UNTIL_LAUNCH, err=True)
 
 
 def changes_in(given: dict[str, str]) -> dict[str, int | RateLimit | None]:

@@ -51,7 +51,7 @@ def check_replay(
     if as_json or odd:
         shown = reports if as_json else odd
         rows = [report_row(report) for report in shown]
-        show(rows, as_json=as_json, nothing="", soft=("name", "detail"))
+        show(rows, as_json=as_json, nothing="", folded=("name", "detail"))
     typer.echo(f"{len(reports) - len(odd)} of {len(reports)} workflows replay.", err=as_json)
     if odd:
         raise typer.Exit(FOUND)

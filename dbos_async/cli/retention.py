@@ -9,7 +9,7 @@ from dbos_async._client import Client
 from dbos_async._config import Retention
 from dbos_async.cli.moments import seconds_in
 from dbos_async.cli.options import AsJson, DatabaseUrl, DryRun, Yes, asked
-from dbos_async.cli.output import FOUND, MISUSED, show_json, stop
+from dbos_async.cli.output import MISUSED, agree, counted, show_json, stop
 
 FOR_EVER: Final = "forever"
 
@@ -66,7 +66,7 @@ def prune(
     if dry_run:
         return tell(pruned(dry_run=True), "would be deleted", as_json=as_json)
     if not yes:
-        stop(f"this would delete {pruned(dry_run=True)} workflows; add --yes to do it", FOUND)
+        agree(f"delete {counted(pruned(dry_run=True))}", yes=False)
     return tell(pruned(dry_run=False), "deleted", as_json=as_json)
 
 
@@ -85,7 +85,7 @@ def tell(count: int, what: str, *, as_json: bool) -> None:
     if as_json:
         show_json({what.replace(" ", "_"): count})
     else:
-        typer.echo(f"{count} workflows {what}.")
+        typer.echo(f"{counted(count)} {what}.")
 
 
 def kept(text: str | None) -> bool | float:

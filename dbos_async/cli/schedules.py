@@ -12,7 +12,7 @@ from dbos_async.cli.moments import EXAMPLES, moment_in, shown_age, shown_seconds
 from dbos_async.cli.options import AsJson, DatabaseUrl, asked
 from dbos_async.cli.output import MISUSED, Row, show, show_json, stop
 
-SOFT: Final = ("workflow", "schedule", "app", "cron")
+FOLDED: Final = ("workflow", "schedule", "app", "cron")
 Name = Annotated[str, typer.Argument(metavar="SCHEDULE", help="The schedule's name.")]
 
 
@@ -40,7 +40,7 @@ def list_schedules(
     now = datetime.now(UTC)
     is_shared = len({each.app_name for each in found}) > 1
     rows = [row_of(each, now, with_app=is_shared) for each in found]
-    show(rows, as_json=False, nothing="There are no schedules.", soft=SOFT)
+    show(rows, as_json=False, nothing="There are no schedules.", folded=FOLDED)
 
 
 def pause_schedule(name: Name, *, database_url: DatabaseUrl = None) -> None:

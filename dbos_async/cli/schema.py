@@ -8,7 +8,7 @@ from dbos_async._store import setup
 from dbos_async._store.database import masked
 from dbos_async._store.schema import SCHEMA_VERSION, schema_text
 from dbos_async.cli.options import DatabaseUrl, Yes, checked
-from dbos_async.cli.output import FOUND, MISUSED, run, stop
+from dbos_async.cli.output import FOUND, MISUSED, agree, counted, run, stop
 
 
 def migrate(
@@ -40,10 +40,15 @@ def migrate(
         print_sql(app_role, database_url if drop_foreign_indexes else None)
         return
     url = checked(database_url)
-    run(setup.install(url))
-    typer.echo(f"The schema dbos in {masked(url)} is at version {SCHEMA_VERSION}.")
+    version = run(setup.install(url))
+    typer.echo(f"The schema dbos in {masked(url)} is at version {version}.")
+    if version > SCHEMA_VERSION:
+        newer = f"It was left as it is: a newer release made it, this one's is {SCHEMA_VERSION}."
+        typer.echo(newer, err=True)
     if app_role is not None:
-        run(setup.grant(url, app_role))
+        if not run(setup.grant(url, app_role)):
+            why = "make it first, as in create role … login, and repeat this"
+            stop(f"there is no role {app_role!r}: {why}", FOUND)
         typer.echo(f"The role {app_role} may run apps: launch them with migrate=False.")
     if drop_foreign_indexes:
         for name in run(setup.drop_foreign_indexes(url)):
@@ -87,14 +92,14 @@ def reset(
     if content is None:
         typer.echo(f"There is no schema dbos in {where}: nothing to reset.")
         return
+    amount = f"{counted(content.workflows)}, {content.unfinished:,} of them not ended"
     if content.executors and not force:
         stop(
-            f"processes run workflows in {where}, {len(content.executors)} of them, such as "
-            f"{content.executors[0]}: end them first, or add --force",
+            f"this would delete all in {where}: {amount}; and processes run workflows there, "
+            f"{len(content.executors)} of them, such as {content.executors[0]}: end them first, or "
+            "add --force",
             FOUND,
         )
-    amount = f"{content.workflows:,} workflows, {content.unfinished:,} of them not ended"
-    if not yes:
-        stop(f"this would delete all in {where}: {amount}; add --yes to do it", FOUND)
+    agree(f"delete all in {where}: {amount}", yes=yes)
     run(setup.drop(url) if drop else setup.empty(url))
     typer.echo(f"Deleted in {where}: {amount}.")

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 
 import typer
 
+from dbos_async import _config
 from dbos_async._app import DBOS
 from dbos_async._config import Settings
 from dbos_async._log import log
@@ -17,6 +18,7 @@ from dbos_async.cli.moments import seconds_in
 from dbos_async.cli.options import AppDatabaseUrl, Target, imported, placed
 from dbos_async.cli.output import FOUND, MISUSED, LoopFactory, stop
 from dbos_async.cli.output import run as answered
+from dbos_async.errors import ConfigurationError
 
 ENDS: Final = (signal.SIGTERM, signal.SIGINT)
 ADMIN_PORT: Final = 3001
@@ -61,6 +63,7 @@ def run(
     placed(dbos, database_url)
     listen(dbos, queues)
     serve_admin(dbos, admin_port)
+    check_settings(dbos)
     answered(work(dbos, seconds), loop_factory=loop_factory())
 
 
@@ -116,6 +119,19 @@ def serve_admin(dbos: DBOS, port: int | None) -> None:
     dbos.configure(admin_port=port or None)
 
 
+def check_settings(dbos: DBOS) -> None:
+    """Refuse what cannot run whatever the database says, before it is asked."""
+    try:
+        settings = dbos._settings.resolved()
+    except ConfigurationError as exc:
+        stop(str(exc), MISUSED)
+    try:
+        if settings.served().admin_port is not None:
+            import_module("dbos_async.admin.server")  # an extra
+    except ConfigurationError as exc:
+        stop(f"{exc}; or --admin-port 0, without the admin API", MISUSED)
+
+
 def listen(dbos: DBOS, queues: str | None) -> None:
     """Have the app work on these queues only."""
     if queues is None:
@@ -137,7 +153,7 @@ def set_logging(level: str) -> None:
 def seconds_of(text: str) -> float:
     """A duration, or the end of the command."""
     try:
-        return seconds_in(text)
+        return _config.seconds_of(seconds_in(text))
     except ValueError as exc:
         stop(str(exc), MISUSED)
 

@@ -12,6 +12,7 @@ from dbos_async._queue import Queue
 from dbos_async._store.queues import INTERNAL_QUEUE
 from dbos_async._versions import ExecutorInfo, VersionWork
 from dbos_async.cli.moments import shown_age, shown_moment, shown_seconds
+from dbos_async.cli.versions import shown_newest
 
 
 class Surroundings(Struct, frozen=True):
@@ -67,13 +68,16 @@ def standing_of(workflow: WorkflowStatus, around: Surroundings) -> str:
 
 def in_line(workflow: WorkflowStatus, around: Surroundings) -> str:
     """What keeps one that is enqueued from being taken."""
-    obstacle = obstacle_on(workflow, around) or nobody_for(workflow, around)
+    obstacle = (
+        obstacle_on(workflow, around) or nobody_for(workflow, around) or all_idle(workflow, around)
+    )
     if obstacle:
         return f"it is enqueued, and {obstacle}"
-    return "it is enqueued, and waits for room in a process" + (
-        f" that works on the queue {workflow.queue_name}"
-        if workflow.queue_name != INTERNAL_QUEUE
-        else ""
+    queue = workflow.queue_name
+    works = "" if queue == INTERNAL_QUEUE else f"works on the queue {queue} and "
+    return (
+        f"it is enqueued, and waits for room in a process that {works}has the workflow "
+        f"{workflow.name}"
     )
 
 
@@ -96,9 +100,22 @@ def nobody_for(workflow: WorkflowStatus, around: Surroundings) -> str | None:
         if mine and work.is_stranded:
             version = workflow.app_version
             if version is None:
-                return "no process runs the newest version of the code: launch it"
-            ways = f"launch that, or dbos-async versions move {quote(version)} NEW"
+                newest = shown_newest(workflow.app_name, around.versions)
+                return f"no process runs the newest version of the code: launch {newest}"
+            has_begun = workflow.status == "PENDING" or workflow.waiting_for is not None
+            more = " --include-pending" if has_begun else ""
+            ways = f"launch that, or dbos-async versions move {quote(version)} NEW{more}"
             return f"no process runs its version {version}: {ways}"
+    return None
+
+
+def all_idle(workflow: WorkflowStatus, around: Surroundings) -> str | None:
+    """That those who could take it take nothing new, if so."""
+    alive = [
+        each for each in around.executors if each.is_alive and each.app_name == workflow.app_name
+    ]
+    if alive and all(each.is_deactivated for each in alive):
+        return "the processes of its app are deactivated, and take nothing new: launch it again"
     return None
 
 

@@ -5,7 +5,7 @@ What a filter means is counted first, and done only with --yes.
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -15,7 +15,7 @@ from dbos_async._store.records import ALIVE, RESUMABLE
 from dbos_async.cli.filters import Chosen, filtered, shown_status
 from dbos_async.cli.moments import seconds_in
 from dbos_async.cli.options import AsJson, DatabaseUrl, DryRun, Yes, asked
-from dbos_async.cli.output import FOUND, MISUSED, show, stop
+from dbos_async.cli.output import MISUSED, agree, counted, printable, show, stop
 from dbos_async.cli.workflows import WorkflowId
 from dbos_async.errors import WorkflowNotFoundError
 
@@ -49,6 +49,13 @@ Timeout = Annotated[
     str | None,
     typer.Option("--timeout", metavar="TIME", help="How long it may take, as in 90s or 2h."),
 ]
+
+OFF_QUEUES: Final = (
+    "What was on a queue leaves it, and runs at once, whatever the queue's limits and whether it "
+    "is paused; --to-queue QUEUE, with ids, keeps to them."
+)
+"""What few expect of `resume`."""
+CHILDREN_SHOWN: Final = 1_000
 
 
 @filtered
@@ -102,7 +109,8 @@ def resume(
     """Let workflows go on from their last step: cancelled ones, and dead letters.
 
     By id, also one that waits on a queue or for its time, and one that runs: it is taken from its
-    process.
+    process. They leave their queue, and go on at once, whatever its limits and whether it is
+    paused; --to-queue puts them on one.
     """
     check_choice(ids, chosen)
     if ids:
@@ -120,9 +128,16 @@ def resume(
         done = asked(
             database_url,
             lambda client: confirmed(
-                client.resume_workflows, "resume", chosen, yes=yes, dry_run=dry_run
+                client.resume_workflows,
+                "resume",
+                chosen,
+                yes=yes,
+                dry_run=dry_run,
+                note="; they run past the limits of their queues",
             ),
         )
+    if done and not to_queue:
+        typer.echo(OFF_QUEUES, err=True)
     tell(done, "resumed", as_json=as_json, dry_run=dry_run)
 
 
@@ -137,16 +152,25 @@ def delete(
     as_json: AsJson = False,
     chosen: Chosen,
 ) -> None:
-    """Delete workflows with their steps, events, streams and messages. There is no way back."""
+    """Delete workflows with their steps, events, streams and messages. There is no way back.
+
+    One that has ended goes at once; several, or one that has not ended, once that was confirmed.
+    """
     check_choice(ids, chosen)
     if ids:
 
         async def these(client: Client) -> list[str]:
-            await found_of(client, ids)
+            found = await found_of(client, ids)
+            alive = sum(one.status in ALIVE for one in found)
+            is_plain = len(found) == 1 and not alive and not children
             work = partial(client.delete_workflows, delete_children=children)
-            is_plain = not children  # naming what goes is consent; a family may be large
             return await confirmed(
-                work, "delete", {"workflow_ids": ids}, yes=yes or is_plain, dry_run=dry_run
+                work,
+                "delete",
+                {"workflow_ids": ids},
+                yes=yes or is_plain,
+                dry_run=dry_run,
+                more=f", {alive:,} of them not ended" if alive else "",
             )
 
         done = asked(database_url, these)
@@ -162,6 +186,8 @@ def delete(
             ),
         )
     tell(done, "deleted", as_json=as_json, dry_run=dry_run)
+    if done and not (children or dry_run):
+        tell_left(asked(database_url, lambda client: children_of(client, done)))
 
 
 def fork(
@@ -243,19 +269,35 @@ def rewind(
 
 
 async def confirmed(
-    act: Callable[..., Awaitable[list[str]]], verb: str, chosen: Chosen, *, yes: bool, dry_run: bool
+    act: Callable[..., Awaitable[list[str]]],
+    verb: str,
+    chosen: Chosen,
+    *,
+    yes: bool,
+    dry_run: bool,
+    more: str = "",
+    note: str = "",
 ) -> list[str]:
-    """Do it with all that fit, if that was said; else only count them, and end the command."""
+    """Do it with all that fit, once somebody agreed to how many that are, by --yes or when asked.
+
+    Who was asked agreed to these, and not to what fits since.
+    """
     if yes and not dry_run:
         return await act(**chosen)
     ids = await act(dry_run=True, **chosen)
-    if ids and not dry_run:
-        stop(
-            f"this would {verb} {len(ids):,} workflow{plural(ids)}: add --yes to do it, or "
-            "--dry-run to see which",
-            FOUND,
-        )
-    return ids
+    if not ids or dry_run:
+        return ids
+    hint = f"add --yes to do it, or --dry-run to see which{note}"
+    agree(f"{verb} {counted(len(ids))}{more}", yes=False, hint=hint)
+    return await act(**{**chosen, "workflow_ids": chosen.get("workflow_ids", ids)})
+
+
+async def children_of(client: Client, ids: Sequence[str]) -> list[str]:
+    """Of the children of these, so many as are worth counting."""
+    found = await client.list_workflows(
+        parent_workflow_id=ids, limit=CHILDREN_SHOWN, load_input=False, load_output=False
+    )
+    return [one.workflow_id for one in found]
 
 
 async def found_of(client: Client, ids: Sequence[str]) -> list[WorkflowStatus]:
@@ -313,10 +355,21 @@ def tell_ended(ended: Sequence[WorkflowStatus]) -> None:
         typer.echo(f"{one.workflow_id} has ended with {status}, and is left as it is.", err=True)
 
 
+def tell_left(children: Sequence[str]) -> None:
+    """Say that children are left, if so."""
+    if children:
+        most = " or more" if len(children) == CHILDREN_SHOWN else ""
+        typer.echo(
+            f"What they had started is left, {counted(len(children))}{most}, such as "
+            f"{printable(children[0])}: --children deletes that, too.",
+            err=True,
+        )
+
+
 def tell(ids: Sequence[str], what: str, *, as_json: bool, dry_run: bool) -> None:
     """Say what was done, or would be."""
     would = "would be " if dry_run else ""
-    sentence = f"{len(ids):,} workflow{plural(ids)} {would}{what}."
+    sentence = f"{counted(len(ids))} {would}{what}."
     if as_json or dry_run:
         show([{"workflow_id": each} for each in ids], as_json=as_json, nothing="")
     typer.echo(sentence, err=as_json or dry_run)
@@ -328,8 +381,3 @@ def tell_one(handle: WorkflowHandle[Any], sentence: str, *, as_json: bool) -> No
         show([{"workflow_id": handle.workflow_id}], as_json=True, nothing="")
     else:
         typer.echo(sentence)
-
-
-def plural(ids: Sequence[str]) -> str:
-    """The letter for all numbers but one."""
-    return "" if len(ids) == 1 else "s"

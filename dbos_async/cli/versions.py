@@ -1,12 +1,13 @@
 """What is left to do on each version of the code: `versions`, `set-latest`, `move`."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from dbos_async._versions import VersionWork
 from dbos_async.cli.options import AsJson, DatabaseUrl, asked
-from dbos_async.cli.output import Row, show
+from dbos_async.cli.output import Row, counted, show
 
 
 def list_versions(
@@ -18,7 +19,7 @@ def list_versions(
         return
     work = asked(database_url, lambda client: client.list_version_work())
     rows = [version_row(each) for each in work]
-    show(rows, as_json=as_json, nothing="No app was launched yet.", soft=("app", "version"))
+    show(rows, as_json=as_json, nothing="No app was launched yet.", folded=("app", "version"))
 
 
 def set_latest(
@@ -60,7 +61,17 @@ def move(
     if as_json:
         show([{"moved": moved}], as_json=True, nothing="")
     else:
-        typer.echo(f"{moved} workflows moved from {old} to {new}.")
+        typer.echo(f"{counted(moved)} moved from {old} to {new}.")
+
+
+def shown_newest(app: str | None, work: Sequence[VersionWork]) -> str:
+    """The newest version of an app, in words; of no app: those of all."""
+    newest = [
+        f"{each.app_version} of {each.app_name}"
+        for each in work
+        if each.is_latest and app in (None, each.app_name)
+    ]
+    return f"the newest version, {' or '.join(newest)}" if newest else "an app"
 
 
 def version_row(work: VersionWork) -> Row:

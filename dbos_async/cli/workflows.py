@@ -1,7 +1,7 @@
 """Looking at workflows: `workflow list`, `get`, `steps`, `export`; and `import`."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -11,12 +11,23 @@ import typer
 
 from dbos_async._client import Client
 from dbos_async._handle import StepInfo, WorkflowStatus
+from dbos_async._store import exports
 from dbos_async.cli.filters import Chosen, filtered, shown_status
 from dbos_async.cli.moments import shown_age, shown_moment, shown_seconds
 from dbos_async.cli.options import AsJson, DatabaseUrl, asked
-from dbos_async.cli.output import MISUSED, Row, show, show_json, show_pairs, stop, text_of
+from dbos_async.cli.output import (
+    FOUND,
+    MISUSED,
+    Row,
+    counted,
+    printable,
+    show,
+    show_json,
+    show_pairs,
+    stop,
+)
 from dbos_async.cli.standing import standing_of, surroundings_of
-from dbos_async.errors import PortableWorkflowError
+from dbos_async.errors import PortableWorkflowError, WorkflowConflictError
 
 SOFT: Final = ("name", "about")
 LONGEST_VALUE: Final = 2_000
@@ -80,7 +91,8 @@ def list_workflows(
         rows = tidy([workflow_row(each, now) for each in shown])
         show(rows, as_json=False, nothing="No workflow fits.", soft=SOFT)
     if len(found) > limit:
-        more = f"{limit} are shown, and there are more: --limit {10 * limit}, or --offset"
+        are = "is" if limit == 1 else "are"
+        more = f"{limit} {are} shown, and there are more: --limit {10 * limit}, or --offset"
         typer.echo(more, err=True)
 
 
@@ -124,9 +136,15 @@ def list_steps(
     if as_json:
         show_json([msgspec.structs.asdict(step) for step in steps])
         return
-    soft = () if full else ("name", "result", "child")
-    rows = tidy([step_row(step) for step in steps])
-    show(rows, as_json=False, nothing="No step has ended yet.", soft=soft)
+    rows = tidy([step_row(step, longest=None if full else LONGEST_VALUE) for step in steps])
+    show(
+        rows,
+        as_json=False,
+        nothing="No step has ended yet.",
+        soft=("result",),
+        folded=("name", "child"),
+        is_whole=full,
+    )
 
 
 def export_workflow(
@@ -138,9 +156,14 @@ def export_workflow(
     children: Annotated[
         bool, typer.Option(help="With everything that it started, directly or not.")
     ] = True,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Replace the file if it exists.")
+    ] = False,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Write a workflow as JSON, with its steps, events, streams and messages, for `import`."""
+    if output is not None and output.is_file() and not yes:
+        stop(f"{output} exists: choose another name, or add --yes to replace it", FOUND)
     exported = asked(
         database_url, lambda client: client.export_workflow(workflow_id, children=children)
     )
@@ -155,7 +178,9 @@ def export_workflow(
 
 
 def import_workflow(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="What was exported; - is stdin.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE", help="An export, or an archive of them; - is stdin.")
+    ],
     *,
     resume: Annotated[
         bool, typer.Option("--resume", help="Let what had not ended go on here at once.")
@@ -163,13 +188,70 @@ def import_workflow(
     database_url: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put exported workflows into this database, all or none; what had not ended is CANCELLED."""
+    """Put exported workflows into this database; what had not ended is CANCELLED.
+
+    Of one export all are put there, or none. Of an archive, an export a line as `prune` writes
+    them, those are put there that are not there yet; stopped half-way, it may be repeated.
+    """
     try:
         text = sys.stdin.read() if source == Path("-") else source.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         stop(f"cannot read {source}: {exc}", MISUSED)
-    ids = asked(database_url, lambda client: client.import_workflow(text, resume=resume))
-    show([{"workflow_id": each} for each in ids], as_json=as_json, nothing="Nothing was in it.")
+    lines = lines_in(text)
+    if len(lines) > 1:
+        single = newest_of(lines)
+        done, existing = asked(
+            database_url, lambda client: import_each(client, single, resume=resume)
+        )
+    else:
+        done = asked(database_url, lambda client: client.import_workflow(text, resume=resume))
+        existing = []
+    show([{"workflow_id": each} for each in done], as_json=as_json, nothing="")
+    typer.echo(f"{counted(len(done))} imported.", err=True)
+    if existing:
+        were = "was" if len(existing) == 1 else "were"
+        left = f"{len(existing):,} {were} there already, and left as is: {', '.join(existing)}"
+        typer.echo(printable(left), err=True)
+
+
+def lines_in(text: str) -> list[str]:
+    """The exports in an archive; of one export, however it is laid out, that alone."""
+    first, _, rest = text.strip().partition("\n")
+    try:
+        msgspec.json.decode(first)
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return [text]
+    return [first, *(line for line in rest.split("\n") if line.strip())]
+
+
+def newest_of(lines: Sequence[str]) -> dict[str, str]:
+    """Each workflow of an archive, by its id, as an export of its own; the last of the same one.
+
+    What cannot be read ends the command, before anything is imported.
+    """
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            workflows = exports.parse(line)
+        except ValueError as exc:
+            stop(f"line {number} of {len(lines)}: {exc}", MISUSED)
+        for workflow in workflows:
+            found[workflow.workflow_id] = exports.enclosed([workflow])
+    return found
+
+
+async def import_each(
+    client: Client, single: Mapping[str, str], *, resume: bool
+) -> tuple[list[str], list[str]]:
+    """Import those that are not there yet; their ids, and those of the others."""
+    done: list[str] = []
+    existing: list[str] = []
+    for workflow_id, export in single.items():
+        try:
+            done += await client.import_workflow(export, resume=resume)
+        except WorkflowConflictError:
+            existing.append(workflow_id)
+    return done, existing
 
 
 async def with_errors(client: Client, found: list[WorkflowStatus]) -> list[WorkflowStatus]:
@@ -294,13 +376,9 @@ def error_in_a_line(error: Exception) -> str:
     return error_of(error).partition("\n")[0]
 
 
-def step_row(step: StepInfo) -> Row:
-    """A step in a line."""
-    result = (
-        error_in_a_line(step.error)
-        if step.error is not None
-        else text_of(json_in_a_line(step.output))
-    )
+def step_row(step: StepInfo, *, longest: int | None) -> Row:
+    """A step in a line; so many characters of what came of it."""
+    result = error_of(step.error) if step.error is not None else json_in_a_line(step.output)
     began, ended = step.started_at, step.completed_at
     took = None if began is None or ended is None else (ended - began).total_seconds()
     return {
@@ -308,7 +386,7 @@ def step_row(step: StepInfo) -> Row:
         "name": step.name,
         "started": None if began is None else f"{began:%m-%d %H:%M:%S}",
         "took": None if took is None else shown_seconds(max(0.0, took)),
-        "result": result[:LONGEST_VALUE],
+        "result": result[:longest],
         "child": step.child_workflow_id,
     }
 

@@ -69,6 +69,7 @@ def work(**changes: Any) -> VersionWork:
 
 
 DEAD = msgspec.structs.replace(HEALTHY.executors[0], is_alive=False)
+IDLE = msgspec.structs.replace(HEALTHY.executors[0], is_deactivated=True)
 HELD = QueueLoad("mail", "shop", True, False, 5, 0, 0, MINUTE_AGO)
 LATE = int((NOW - timedelta(hours=3)).timestamp() * 1000)
 TRANSACTION = TransactionRow("session 7 (psql)", "idle in transaction", 600.0)
@@ -78,14 +79,33 @@ TRANSACTION = TransactionRow("session 7 (psql)", "idle in transaction", 600.0)
     ("facts", "state", "found", "what_to_do"),
     [
         (changed(dead_letters=2), "act", "2 workflows were given up", "resume --status DEAD"),
+        (changed(dead_letters=1), "act", "1 workflow was given up", "resume --status DEAD"),
+        (
+            changed(
+                work=[
+                    work(app_version="v2", is_latest=True),
+                    work(app_name="bank", app_version="b1", is_latest=True),
+                    work(app_version=None, delayed=1),
+                ]
+            ),
+            "act",
+            "1 workflow of shop, version newest",
+            "launch the newest version, v2 of shop; or `dbos-async versions set-latest`",
+        ),
         (changed(work=[work(enqueued=2)]), "act", "2 workflows of shop, version 1", "move 1 NEW`"),
         (changed(work=[work(pending=2)]), "act", "2 workflows", "move 1 NEW --include-pending`"),
         (changed(work=[work(app_version=None, delayed=1)]), "act", "version newest", "set-latest"),
         (changed(executors=[DEAD]), "act", "all are dead, and left 2", "dbos-async run"),
+        (changed(executors=[IDLE]), "act", "1 of them deactivated", "launch the app again"),
         (changed(server=server(max_connections=10)), "act", "20 of 7 are open", "max_connections"),
-        (changed(cap=90), "act", "1 processes may open 90 each, 90", "= 101 or more"),
+        (changed(cap=90), "act", "1 process may open 90 each, 90", "= 101 or more"),
         (changed(server=server(connections=80, ours=70)), "note", "80 of 97", "pg_stat_activity"),
-        (changed(pooling="transaction"), "note", "transaction or statement mode", "session mode"),
+        (
+            changed(pooling="transaction"),
+            "note",
+            "transaction or statement mode",
+            "DBOS_LISTEN_URL",
+        ),
         (changed(drift=["table x", "index y"]), "act", "it lacks table x, index y", "migrate"),
         (changed(foreign_indexes=["idx"]), "note", "1 of DBOS", "--drop-foreign-indexes"),
         (changed(transaction=TRANSACTION), "note", "session 7 (psql), idle", "terminate"),
@@ -192,8 +212,8 @@ async def test_every_check_has_a_line(cli: Commands) -> None:
         "database",
     }
     assert {each["state"] for each in shown.values()} == {"ok"}
-    assert shown["processes"]["found"] == "1 run workflows"
-    assert "1 processes may open 6 each, 6" in shown["connections"]["found"]
+    assert shown["processes"]["found"] == "1 process to run workflows"
+    assert "1 process may open 6 each, 6" in shown["connections"]["found"]
     assert " GB of memory" in shown["connections"]["found"]
     assert all(name in table for name in shown)
 
@@ -234,7 +254,7 @@ async def test_work_on_a_paused_queue_is_found(cli: Commands) -> None:
         await shop.mail.pause()
         await shop.mail.enqueue(shop.simple, 1)
         result = await cli("doctor", code=1)
-    assert "mail is paused, and 1 workflows wait on it" in result.stdout
+    assert "mail is paused, and 1 workflow waits on it" in result.stdout
     assert "`dbos-async queue resume mail`" in result.stdout
     assert "checks are all right: --all shows them." in result.stderr
 

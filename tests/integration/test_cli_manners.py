@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from fcntl import ioctl
+from importlib.metadata import version
 from pathlib import Path
 from termios import TIOCSWINSZ
 from typing import Any
@@ -17,9 +18,12 @@ from uuid import uuid4
 import pytest
 import typer.main
 from commands import Commands
+from ended import ended
+from poolers import Bouncers, Mode
 
-from dbos_async import Client
+from dbos_async import DBOS, Client, RateLimit
 from dbos_async._store import databases
+from dbos_async._store.database import masked
 from dbos_async.cli.commands import app
 from dbos_async.testing import PostgresServer
 
@@ -107,6 +111,7 @@ async def test_a_database_that_is_away_or_empty_is_said_so_in_a_sentence(
         assert "cannot reach Postgres at postgresql://somebody@127.0.0.1:1/nothing" in away
         bare = await cli.refused(*path.split(), *arguments, "-s", empty, code=3)
         assert "run `dbos-async migrate`" in bare
+        assert f"{masked(empty)}: the schema dbos" in bare
 
 
 async def test_an_unknown_workflow_of_a_check_is_not_there(cli: Commands, tmp_path: Path) -> None:
@@ -140,6 +145,24 @@ async def test_an_app_that_names_its_database_is_asked_there(cli: Commands, tmp_
     assert (done.returncode, done.stdout) == (0, "0 of 0 workflows replay.\n"), done.stderr
 
 
+async def test_it_says_which_release_it_is(cli: Commands) -> None:
+    assert (await cli("--version")).stdout == f"dbos-async {version('dbos_async')}\n"
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+async def test_what_a_pooler_slows_down_are_apps_and_not_commands(
+    cli: Commands, poolers: Bouncers, mode: Mode
+) -> None:
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [PROGRAM, "workflow", "list", "-s", poolers.before(cli.url, mode)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "No workflow fits.\n", "")
+
+
 def test_the_shell_completes_commands() -> None:
     words = {"_DBOS_ASYNC_COMPLETE": "complete_bash", "COMP_WORDS": "dbos-async workflow re"}
     done = subprocess.run(
@@ -152,8 +175,8 @@ def test_the_shell_completes_commands() -> None:
     assert done.stdout.split() == ["resume", "restart", "rewind"], done.stderr
 
 
-def seen(url: str, columns: int, *arguments: str, **environment: str) -> str:
-    """What a person sees in a terminal that is so wide."""
+def seen(url: str, columns: int, *arguments: str, typed: str = "", **environment: str) -> str:
+    """What a person sees in a terminal that is so wide, and who types that."""
     ours, theirs = pty.openpty()
     ioctl(theirs, TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     ambient = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
@@ -162,6 +185,7 @@ def seen(url: str, columns: int, *arguments: str, **environment: str) -> str:
         [PROGRAM, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=ambient | given
     ):
         os.close(theirs)
+        os.write(ours, typed.encode())
         printed = b""
         while True:
             try:
@@ -196,3 +220,85 @@ async def test_a_terminal_gets_colours_and_no_longer_lines(cli: Commands) -> Non
     plain = await asyncio.to_thread(seen, cli.url, 80, "workflow", "list", NO_COLOR="1")
     assert first.workflow_id in plain
     assert not COLOUR.search(plain)
+
+
+async def test_what_a_person_copies_is_folded_and_never_cut(cli: Commands) -> None:
+    release, name = f"sha-{'v' * 40}", f"a-step-of-a-long-name-{'n' * 30}"
+    dbos = DBOS("an-app-with-a-long-name", cli.url, app_version=release, executor_id="e" * 40)
+    limits = {"concurrency": 50, "worker_concurrency": 10, "partition_concurrency": 5}
+    dbos.queue("a-queue-of-some-name", rate_limit=RateLimit(100, per=60), **limits)
+
+    @dbos.step(name=name)
+    async def fail() -> None:
+        raise ValueError("first\nlast")
+
+    @dbos.workflow(name="failing")
+    async def failing() -> None:
+        await fail()
+
+    async with dbos:
+        with pytest.raises(ValueError, match="first"):
+            await failing.with_options(workflow_id="w")()
+        shown = {
+            path: await asyncio.to_thread(seen, cli.url, 80, *path.split())
+            for path in ("versions", "executors", "queue list", "workflow steps w --full")
+        }
+    for text in shown.values():
+        assert "…" not in text
+        assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())) <= 80
+    assert shown["versions"].count("v") >= 40
+    assert shown["executors"].count("v") >= 40
+    assert shown["executors"].count("e") >= 40
+    for word in ("concurrency 5", "worker concurrency 10", "rate limit 100/1m"):
+        assert all(part in shown["queue list"] for part in word.split())
+    lines = shown["workflow steps w --full"]
+    assert lines.count("n") >= 30
+    assert re.search(r"^ *1 ", lines, re.MULTILINE)
+    assert "ValueError: first" in lines
+    assert re.search(r"^ .* last *$", lines, re.MULTILINE)
+
+
+async def test_a_person_is_asked_before_many_are_deleted(cli: Commands) -> None:
+    async with Client(cli.url) as client:
+        await client.enqueue("mail", client.stub("work").with_options(workflow_id="w"))
+    commands = [
+        ("workflow", "delete", "w"),
+        ("workflow", "delete", "--name", "work"),
+        ("reset",),
+    ]
+    for command in commands:
+        text = await asyncio.to_thread(seen, cli.url, 160, *command, typed="n\n")
+        assert "This would delete " in text
+        assert "1 workflow, 1 of them not ended" in text or "--name" in command
+        assert "nothing was done" in text
+    assert len(await cli.json("workflow", "list")) == 1
+    text = await asyncio.to_thread(seen, cli.url, 160, *commands[1], typed="y\n")
+    assert "1 workflow deleted." in text
+    assert await cli.json("workflow", "list") == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
+async def test_a_full_disk_is_one_sentence(cli: Commands, database: Any) -> None:
+    await ended(database, "w", 10)
+    command = f"exec {PROGRAM} workflow list --json -s '{cli.url}' > /dev/full"
+    done = await asyncio.to_thread(
+        subprocess.run, ["sh", "-c", command], stderr=subprocess.PIPE, text=True
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "no room" in done.stderr
+
+
+LOST = "update dbos.workflow_status set inputs = $1"
+REFERENCE = 'dbos_async payload {"key":"0/0","bytes":1,"digest":"","store":"s3://gone"}'
+
+
+async def test_what_the_payload_store_lost_is_one_sentence(
+    cli: Commands, database: Any, tmp_path: Path
+) -> None:
+    await ended(database, "w", 10)
+    await database.execute(LOST, REFERENCE)
+    said = await cli.refused("workflow", "export", "w")
+    assert "a large value of workflow 'w'" in said
+    archive = str(tmp_path / "archive.jsonl")
+    pruned = await cli("prune", "--max-age", "1", "--archive", archive, "--yes")
+    assert pruned.stdout == "0 workflows deleted.\n"

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import asyncpg
 import pytest
 from commands import Commands, plain
 from managed import managed
@@ -84,18 +85,23 @@ async def test_a_queue_is_paused_and_goes_on(cli: Commands) -> None:
     async with managed(cli.url) as shop:
         said = (await cli("queue", "pause", "mail")).stdout
         assert said == "mail is paused, until: dbos-async queue resume mail\n"
+        paused = await cli.json("queue", "pause", "mail")
+        assert paused == {"name": "mail", "is_paused": True}
         assert " paused " in (await cli("queue", "list")).stdout
         await shop.mail.enqueue(shop.simple.with_options(workflow_id="w"), 1)
         assert (await cli.json("queue", "list"))[0]["is_paused"]
         assert (await shop.status()).status == "ENQUEUED"
         assert (await cli("queue", "resume", "mail")).stdout == "mail goes on.\n"
         await shop.until_status("SUCCESS")
+        resumed = await cli.json("queue", "resume", "mail")
+        assert resumed == {"name": "mail", "is_paused": False}
 
 
 async def test_limits_are_changed_and_taken_away(cli: Commands) -> None:
     await declare(cli.url)
     done = await cli("queue", "set", "mail", "--concurrency", "7", "--worker-rate-limit", "5/s")
     assert done.stdout == "mail: concurrency 7, rate limit 100/1m, worker rate limit 5/1s\n"
+    assert "newest version that starts makes the limits those of its code again" in done.stderr
     async with Client(cli.url) as client:
         queue = await client.retrieve_queue("mail")
     assert (queue.concurrency, queue.worker_rate_limit) == (7, RateLimit(5, per=1.0))
@@ -144,5 +150,43 @@ async def test_the_processes_that_run_are_listed(cli: Commands) -> None:
         header, line = (await cli("executors")).stdout.splitlines()
         assert header.split()[:5] == ["executor", "id", "state", "workflows", "app"]
         assert re.match(rf"{shop.dbos.executor_id} +alive +1 +shop +1 ", line)
+        assert line.count(" ago") == 2
         shop.gate.set()
         await held.get_result()
+
+
+async def test_a_process_that_takes_nothing_new_is_told(cli: Commands) -> None:
+    async with managed(cli.url) as shop:
+        await shop.dbos.deactivate()
+        waiting = await shop.mail.enqueue(shop.simple, 1)
+        assert "deactivated" in (await cli("executors")).stdout
+        stands = (await cli("workflow", "get", waiting.workflow_id)).stdout
+        assert "deactivated" in stands
+        assert "launch it again" in " ".join(stands.split())
+
+
+async def test_of_a_dead_process_only_what_is_known_is_said(
+    cli: Commands, database: asyncpg.Connection
+) -> None:
+    for name, lease, seen in (("silent", None, 0), ("leased", 10_000, 60_000)):
+        await database.execute(
+            "insert into dbos.dbos_async_executors (executor_id, application_name,"
+            " application_version, hostname, process_id, boot, started_at_epoch_ms, lease_ms,"
+            " last_seen_epoch_ms) values ($1, 'shop', '1', 'host', 1, $1, 0, $2, $3)",
+            name,
+            lease,
+            seen,
+        )
+        await database.execute(
+            "insert into dbos.workflow_status"
+            " (workflow_uuid, status, name, executor_id, application_name, application_version)"
+            " values ($1, 'PENDING', 'n', $1, 'shop', '1')",
+            name,
+        )
+    leased, silent = await cli.json("executors")
+    assert silent["last_seen_at"] is None
+    assert leased["last_seen_at"] == "1970-01-01T00:01:00Z"
+    header, of_leased, of_silent = (await cli("executors")).stdout.splitlines()
+    assert header.split()[-2:] == ["started", "seen"]
+    assert re.search(r"dead .* \d+d ago +-$", of_silent.rstrip())
+    assert re.search(r"dead .* \d+d ago +\d+d ago$", of_leased.rstrip())

@@ -86,6 +86,7 @@ Run = Callable[..., Worker]
 @pytest.fixture
 def run(dbos_database_url: str, tmp_path: Path) -> Iterator[Run]:
     (tmp_path / "shop.py").write_text(SHOP)
+    (tmp_path / "far_shop.py").write_text(SHOP.replace('"1")', '"1", admin_host="0.0.0.0")'))
     workers: list[Worker] = []
 
     def start(*arguments: str, url: str = dbos_database_url) -> Worker:
@@ -240,8 +241,10 @@ async def test_one_whose_loop_is_blocked_ends_by_the_second_signal_too(
         (["shop:double"], 2, "no DBOS app"),
         (["shop:dbos", "--queues", " ,"], 2, "which queues?"),
         (["shop:dbos", "--drain", "soon"], 2, "no duration"),
+        (["shop:dbos", "--drain", "999999d"], 2, "at most 100 years"),
         (["shop:dbos", "--log-level", "loud"], 2, "no log level"),
         (["shop:dbos", "-s", "mysql://x"], 2, "postgresql://"),
+        (["far_shop:dbos"], 2, "give it a token"),
         (["shop:dbos", "-s", "postgresql://u:canary@127.0.0.1:1/x"], 3, "cannot reach Postgres"),
     ],
     ids=str,
@@ -254,3 +257,14 @@ async def test_what_cannot_run_says_why(
     assert why in worker.said
     assert "Traceback" not in worker.said
     assert "canary" not in worker.said
+
+
+async def test_without_the_extra_of_the_admin_api_it_says_so_before_it_runs(
+    run: Run, tmp_path: Path
+) -> None:
+    missing = tmp_path / "starlette.py"
+    await asyncio.to_thread(missing.write_text, "raise ModuleNotFoundError('starlette')")
+    worker = run("shop:dbos", url="postgresql://127.0.0.1:1/nothing")
+    assert await worker.ended() == 2
+    assert "pip install 'dbos-async[admin]'" in worker.said
+    assert "or --admin-port 0" in worker.said

@@ -60,6 +60,16 @@ async def test_a_database_without_the_schema_gets_it(empty: Commands) -> None:
     await empty("migrate")
 
 
+async def test_a_newer_schema_is_left_alone_and_said_to_be_newer(empty: Commands) -> None:
+    await empty("migrate")
+    newer = schema.SCHEMA_VERSION + 1
+    await fetch(empty.url, f"update dbos.dbos_async_schema set version = {newer}")
+    done = await empty("migrate")
+    assert f"is at version {newer}." in done.stdout
+    assert f"this one's is {schema.SCHEMA_VERSION}" in done.stderr
+    assert await fetch(empty.url, "select version from dbos.dbos_async_schema") == newer
+
+
 async def test_printing_the_sql_needs_no_database(empty: Commands) -> None:
     printed = await empty("migrate", "--print", DBOS_SYSTEM_DATABASE_URL="")
     assert printed.stdout == schema.schema_text()
@@ -92,8 +102,8 @@ async def test_an_app_runs_with_what_its_role_was_given(empty: Commands, role: s
 @pytest.mark.parametrize(
     ("name", "code", "why"),
     [
-        ("nobody_of_this_name", 3, "there is no role 'nobody_of_this_name'"),
-        ("x; drop schema dbos cascade", 3, "there is no role"),
+        ("nobody_of_this_name", 1, "there is no role 'nobody_of_this_name'"),
+        ("x; drop schema dbos cascade", 1, "there is no role"),
         ("x" * 64, 2, "is no name"),
         ("", 2, "is no name"),
     ],
@@ -145,7 +155,7 @@ async def fill(url: str) -> None:
 async def test_nothing_is_deleted_before_it_was_said(cli: Commands) -> None:
     await fill(cli.url)
     refusal = await cli.refused("reset")
-    assert "2 workflows, 1 of them not ended; add --yes" in refusal
+    assert "2 workflows, 1 of them not ended: add --yes" in refusal
     assert len(await cli.json("workflow", "list")) == 2
 
 
@@ -170,6 +180,7 @@ async def test_while_processes_run_nothing_is_deleted_but_by_force(cli: Commands
         refusal = await cli.refused("reset", "--yes")
         assert shop.dbos.executor_id is not None
         assert shop.dbos.executor_id in refusal
+        assert "1 workflow, 0 of them not ended; and processes run workflows there, 1" in refusal
         assert len(await cli.json("workflow", "list")) == 1
     await cli("reset", "--yes", "--force")
     assert await cli.json("workflow", "list") == []

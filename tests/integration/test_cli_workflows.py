@@ -10,7 +10,7 @@ import pytest
 from commands import Commands, plain
 from managed import Managed, managed
 
-from dbos_async import Client, WorkflowNotFoundError
+from dbos_async import DBOS, Client, WorkflowNotFoundError
 
 FILL = """
 insert into dbos.workflow_status
@@ -104,6 +104,7 @@ async def test_the_table_tells_a_person_what_to_look_at(cli: Commands) -> None:
     assert re.search(r"DEAD +buy +90m +3 attempts", lines["dead"])
     assert re.search(r"ERROR +buy +2h +ValueError: \[red\]no\[/\] money", lines["bad"])
     assert "7 are shown, and there are more" in result.stderr
+    assert "1 is shown, and" in (await cli("workflow", "list", "--limit", "1")).stderr
 
 
 async def test_an_empty_list_says_so(cli: Commands) -> None:
@@ -132,18 +133,31 @@ STANDS = {
     "no step has ended yet; once the cause is mended: dbos-async workflow resume dead",
     "gone": "it was cancelled; no step has ended yet; to let it go on: "
     "dbos-async workflow resume gone",
+    "begun": "its process e-1 is dead, and no process runs its version 1: launch that, or "
+    "dbos-async versions move 1 NEW --include-pending; no step has ended yet",
+    "newest": "it is enqueued, and no process runs the newest version of the code: "
+    "launch the newest version, v2 of shop",
     "line": "it is enqueued, and its queue mail was deleted: launch an app that declares it",
     "later": r"it has not begun: it is delayed until .* UTC \(in .*\); and no process runs its "
     "version 1: launch that, or dbos-async versions move 1 NEW",
-    "wait": r"it waits for a message on approved until .* UTC \(in .*\); no step has ended yet; .*",
+    "wait": r"it waits for a message on approved until .* UTC \(in .*\); no step has ended yet; "
+    "and no process runs its version 1: .* move 1 NEW --include-pending",
 }
 
 
 @pytest.mark.usefixtures("filled")
 @pytest.mark.parametrize(("workflow_id", "stands"), STANDS.items(), ids=STANDS.keys())
 async def test_it_is_said_where_a_workflow_stands(
-    cli: Commands, workflow_id: str, stands: str
+    cli: Commands, database: asyncpg.Connection, workflow_id: str, stands: str
 ) -> None:
+    await database.execute(
+        "insert into dbos.workflow_status (workflow_uuid, status, name, executor_id, queue_name,"
+        " application_name, application_version) values"
+        " ('begun', 'PENDING', 'n', 'e-1', null, 'shop', '1'),"
+        " ('newest', 'ENQUEUED', 'n', null, 'bills', 'shop', null)"
+    )
+    async with DBOS("shop", cli.url, app_version="v2"):
+        pass
     said = (await cli.json("workflow", "get", workflow_id))["stands"]
     assert re.fullmatch(stands, said), said
 
@@ -162,6 +176,10 @@ async def test_it_is_said_where_one_runs_and_what_keeps_it(cli: Commands, databa
         assert "its queue is paused: dbos-async queue resume mail" in queued["stands"]
         await shop.mail.resume()
         await shop.until_status("SUCCESS", "queued")
+        unknown = shop.dbos.stub("unknown").with_options(workflow_id="unknown")
+        await shop.mail.enqueue(unknown)
+        said = (await cli.json("workflow", "get", "unknown"))["stands"]
+        assert "a process that works on the queue mail and has the workflow unknown" in said
         shop.gate.set()
         await held.get_result()
         await database.execute(
@@ -182,6 +200,25 @@ async def test_steps_are_those_of_the_api(cli: Commands) -> None:
     assert header.split() == ["step", "name", "started", "took", "result"]
     assert re.search(r"1 +double +\d\d-\d\d \d\d:\d\d:\d\d +\S+ +2", first)
     assert second.rstrip().endswith("ValueError: too risky")
+
+
+async def test_all_of_a_step_is_shown_when_all_is_asked_for(
+    cli: Commands, database: asyncpg.Connection
+) -> None:
+    error = {"name": "ValueError", "message": f"{'x' * 3000}\nthe \x1b second line"}
+    await database.execute(FILL)
+    await database.execute(
+        "insert into dbos.operation_outputs"
+        " (workflow_uuid, function_id, function_name, error, serialization)"
+        " values ('ok-1', 7, 'charge', $1, 'portable_json')",
+        json.dumps({**error, "code": None, "data": None}),
+    )
+    short = (await cli("workflow", "steps", "ok-1")).stdout
+    assert len(short.splitlines()) == 2
+    whole = (await cli("workflow", "steps", "ok-1", "--full")).stdout.splitlines()
+    assert whole[1].split()[:2] == ["7", "charge"]
+    assert "x" * 3000 in whole[1]
+    assert whole[2].strip() == r"the \x1b second line"
 
 
 async def test_a_long_value_is_cut_unless_all_of_it_is_asked_for(
@@ -239,6 +276,8 @@ async def test_many_are_changed_only_when_it_was_said(
 async def test_nothing_that_fits_is_nothing_to_confirm(cli: Commands) -> None:
     done = await cli("workflow", "delete", "--name", "nobody")
     assert done.stdout == "0 workflows deleted.\n"
+    dry = await cli("workflow", "delete", "--name", "nobody", "--dry-run")
+    assert (dry.stdout, dry.stderr) == ("", "0 workflows would be deleted.\n")
 
 
 @pytest.mark.usefixtures("filled")
@@ -248,6 +287,7 @@ async def test_some_are_cancelled_and_resumed_by_their_ids(cli: Commands) -> Non
     assert done.stderr == "ok-1 has ended with SUCCESS, and is left as it is.\n"
     done = await cli("workflow", "resume", "line", "dead")
     assert done.stdout == "2 workflows resumed.\n"
+    assert "leaves it, and runs at once, whatever the queue's limits" in done.stderr
     assert [await status(cli, each) for each in ("line", "dead", "later", "ok-1")] == [
         "ENQUEUED",
         "ENQUEUED",
@@ -277,6 +317,12 @@ async def test_one_is_deleted_by_its_id_and_its_family_when_that_was_said(cli: C
     assert (await cli("workflow", "delete", "gone")).stdout == "1 workflow deleted.\n"
     assert "this would delete 2 workflows" in await cli.refused(
         "workflow", "delete", "ok-1", "--children"
+    )
+    assert "this would delete 2 workflows, 1 of them not ended: add" in await cli.refused(
+        "workflow", "delete", "dead", "line"
+    )
+    assert "this would delete 1 workflow, 1 of them not ended" in await cli.refused(
+        "workflow", "delete", "line"
     )
     await cli("workflow", "delete", "ok-1", "--children", "--yes")
     left = [each["workflow_id"] for each in await cli.json("workflow", "list")]
@@ -324,6 +370,15 @@ async def test_a_workflow_is_exported_and_imported(cli: Commands, tmp_path: Path
     said = (await cli("workflow", "export", "w", "--output", str(file))).stdout
     assert said == f"w was written to {file}.\n"
     assert json.loads(file.read_text()) == json.loads(exported)
+    other = tmp_path / "other.json"
+    other.write_text("precious")
+    refused = await cli.refused("workflow", "export", "w", "--output", str(other))
+    assert "other.json exists" in refused
+    assert "--yes" in refused
+    assert other.read_text() == "precious"
+    await cli("workflow", "export", "w", "--output", str(other), "--yes")
+    assert json.loads(other.read_text()) == json.loads(exported)
+    await cli("workflow", "export", "w", "--output", "/dev/null")
     assert "a workflow 'w' already" in await cli.refused("workflow", "import", str(file))
     await cli("workflow", "delete", "w")
     assert await cli.json("workflow", "import", str(file)) == [{"workflow_id": "w"}]
@@ -331,6 +386,43 @@ async def test_a_workflow_is_exported_and_imported(cli: Commands, tmp_path: Path
     await cli("workflow", "delete", "w")
     await cli("workflow", "import", "-", stdin=exported)
     assert await cli.json("workflow", "get", "w") == before
+
+
+@pytest.mark.usefixtures("filled")
+async def test_a_parent_that_is_deleted_is_said_to_leave_its_children(cli: Commands) -> None:
+    done = await cli("workflow", "delete", "ok-1")
+    assert done.stdout == "1 workflow deleted.\n"
+    left = "What they had started is left, 1 workflow, such as bad: --children deletes that, too.\n"
+    assert done.stderr == left
+    assert not (await cli("workflow", "delete", "ok-2")).stderr
+
+
+@pytest.mark.usefixtures("filled")
+async def test_an_archive_is_imported_but_for_what_is_there(cli: Commands, tmp_path: Path) -> None:
+    before = {each["workflow_id"]: each for each in await cli.json("workflow", "list")}
+    archive = tmp_path / "old.jsonl"
+    await cli("prune", "--max-age", "0s", "--yes", "--archive", str(archive))
+    kept = archive.read_text()
+    assert kept.count("\n") == 5
+    [*_, last] = kept.splitlines()
+    archive.write_text(kept + last[:-9])
+    assert "line 6 of 6: this is no text" in await cli.refused(
+        "workflow", "import", str(archive), code=2
+    )
+    assert "gone" not in {each["workflow_id"] for each in await cli.json("workflow", "list")}
+    stale = last.replace('"status":"', '"status":"MAX_RECOVERY_ATTEMPTS_EXCEEDED","was":"')
+    archive.write_text(f"{stale}\n{kept}\n")
+    first = kept.splitlines()[0]
+    await cli("workflow", "import", "-", stdin=first)
+    there = json.loads(first)["workflows"][0]["workflow_status"]["workflow_uuid"]
+    done = await cli("workflow", "import", str(archive))
+    assert set(done.stdout.split()[2:]) == {"ok-1", "ok-2", "bad", "dead", "gone"} - {there}
+    assert done.stderr == (f"4 workflows imported.\n1 was there already, and left as is: {there}\n")
+    after = {each["workflow_id"]: each for each in await cli.json("workflow", "list")}
+    for each in (before, after):
+        for row in each.values():
+            del row["updated_at"]
+    assert after == before
 
 
 @pytest.mark.usefixtures("filled")

@@ -46,11 +46,11 @@ async def test_it_says_how_many_and_deletes_them_if_told_so(database: Any, prune
     assert json.loads(told.stdout) == {"would_be_deleted": 20}
     refused = prune(*policy)
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert "this would delete 20 workflows; add --yes" in refused.stderr
+    assert "this would delete 20 workflows: add --yes" in refused.stderr
     assert len(await left(database)) == 22
     done = prune(*policy, "--yes", "--json")
     assert (done.returncode, json.loads(done.stdout)) == (0, {"deleted": 20})
-    assert prune("--max-rows", "1", "--yes").stdout == "1 workflows deleted.\n"
+    assert prune("--max-rows", "1", "--yes").stdout == "1 workflow deleted.\n"
 
 
 async def test_it_writes_an_archive_or_deletes_nothing(
