@@ -15,7 +15,7 @@ BIN = $(VENV)/bin
 TYPED = dbos_async $(wildcard examples tests/typing)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench format lint types imports pytest test-matrix lock clean
+.PHONY: help demo test bench bench-check format lint types imports pytest test-matrix lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -25,8 +25,11 @@ demo: $(STAMP) ## Run 5,000 orders durably, killed twice; DATABASE_URL=postgresq
 
 test: lint types imports pytest ## Check format, lint, types and import contracts, and run all tests
 
-bench: $(STAMP) ## Measure steps and workflows per second
+bench: $(STAMP) ## Measure, in five minutes; ARGS=… as in ARGS=--full or ARGS='sequential peer'
 	$(BIN)/python -m bench $(ARGS)
+
+bench-check: $(STAMP) ## Compare with the reference run of the bench, in a minute: did anything get slower?
+	$(BIN)/python -m bench --check $(ARGS)
 
 format: $(STAMP) ## Format the code, and fix what can be fixed
 	$(BIN)/ruff check --fix-only --quiet .

@@ -11,14 +11,11 @@ async def measure(bench: Bench) -> list[Figure]:
     size = bench.sizes
     async with bench.server.database() as url, paused(url) as queued:
 
-        async def call() -> None:
-            calls = [queued.numbered.bind(number) for number in range(size.enqueued)]
-            handles = await queued.queue.enqueue_many(calls)
-            assert len(handles) == size.enqueued
-
         async def enqueue() -> float:
             await queued.refill(0)
-            return await rate_of(call, size.enqueued, size.seconds)
+            return await rate_of(
+                lambda: queued.feed_many(size.enqueued), size.enqueued, size.seconds
+            )
 
         values = await bench.interleaved({"enqueued": enqueue})
     return [Figure("enqueued", "/s", values["enqueued"], Target(at_least=40_000))]

@@ -62,9 +62,9 @@ async def measure_rate_limit(fleet: Fleet, url: str, seconds: float) -> list[Fig
     ]
 
 
-def share_used(starts: list[float]) -> float:
+def share_used(starts: list[float], limit: int = RATE_LIMIT) -> float:
     """What started after the first full bucket, of what might have."""
-    return (len(starts) - RATE_LIMIT) / (RATE_LIMIT * (starts[-1] - starts[0]) / PERIOD)
+    return (len(starts) - limit) / (limit * (starts[-1] - starts[0]) / PERIOD)
 
 
 async def measure_concurrency(fleet: Fleet, url: str, seconds: float) -> list[Figure]:

@@ -14,6 +14,7 @@ MICROSECONDS = 1e6
 async def measure(bench: Bench) -> list[Figure]:
     """Median times of a step and of an insert, in turns."""
     steps = bench.sizes.sequential_steps
+    samples: dict[str, list[list[float]]] = {"step": [], "bare insert": []}
     async with (
         bench.server.database() as url,
         bench.server.database(with_schema=True) as bare_url,
@@ -24,16 +25,20 @@ async def measure(bench: Bench) -> list[Figure]:
         specimen = await bare.fetch_specimen(url, "watched")
 
         async def step() -> float:
-            return median(await app.watched(steps)) * MICROSECONDS
+            samples["step"].append(await app.watched(steps))
+            return median(samples["step"][-1]) * MICROSECONDS
 
         async def bare_insert() -> float:
             seconds = await bare.insert_singly(connection, specimen.steps[0], steps)
+            samples["bare insert"].append(seconds)
             return median(seconds) * MICROSECONDS
 
         values = await bench.interleaved({"step": step, "bare insert": bare_insert})
     return [
-        Figure("step", "µs", values["step"]),
-        Figure("bare insert", "µs", values["bare insert"]),
+        *(
+            Figure(name, "µs", values[name], samples=microseconds(some[1:]))
+            for name, some in samples.items()
+        ),
         Figure(
             "step : bare insert",
             "x",
@@ -41,3 +46,8 @@ async def measure(bench: Bench) -> list[Figure]:
             Target(at_most=1.5),
         ),
     ]
+
+
+def microseconds(rounds: list[list[float]]) -> tuple[float, ...]:
+    """All samples of the rounds that count."""
+    return tuple(seconds * MICROSECONDS for some in rounds for seconds in some)

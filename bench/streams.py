@@ -1,16 +1,12 @@
 """Workflows that stream in one process, to a reader each in another."""
 
 import asyncio
-import sys
 import time
-from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from statistics import median, quantiles
 
 from bench.bench import Bench
+from bench.companion import companion
 from bench.figures import Figure, Target
-from bench.fleet import PATIENCE, ROOT
 from bench.streamer import KEY
 from dbos_async import Client, WorkflowHandle
 
@@ -27,7 +23,7 @@ async def measure(bench: Bench) -> list[Figure]:
     paced: dict[str, list[Paced]] = {form: [] for form in FORMS}
     async with (
         bench.server.database(with_schema=True) as url,
-        streamer(url),
+        companion("streamer", url),
         Client(url) as client,
     ):
         app = Streams(client)
@@ -105,25 +101,3 @@ class Streams:
             time.time() - sent
             async for sent in self._client.read_stream(workflow_id, KEY, as_=float)
         ]
-
-
-@asynccontextmanager
-async def streamer(url: str) -> AsyncIterator[None]:
-    """The process that streams, for the length of the block."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.streamer", url, cwd=ROOT, stdin=PIPE, stdout=PIPE
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(PATIENCE):
-            if await process.stdout.readline() != b"ready\n":
-                raise RuntimeError("the process that streams did not launch; it said why on stderr")
-        yield
-        process.stdin.close()
-        async with asyncio.timeout(PATIENCE):
-            await process.wait()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()

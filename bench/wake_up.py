@@ -6,19 +6,14 @@ that event here has it. Both processes read the same clock.
 
 import asyncio
 import random
-import sys
 import time
-from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from statistics import median, quantiles
 
 from bench.bench import Bench
+from bench.companion import companion
 from bench.figures import Figure, Target
 from dbos_async import Client
 
-ROOT = Path(__file__).parents[1]
 MILLISECONDS = 1e3
 GAPS = (0.005, 0.05)
 """Seconds between one message and the next: at random, not in step with any poll."""
@@ -32,7 +27,7 @@ async def measure(bench: Bench) -> list[Figure]:
     late: dict[str, list[float]] = {"recv": [], "get_event": []}
     async with (
         bench.server.database(with_schema=True) as url,
-        listener(url),
+        companion("listener", url),
         Client(url) as client,
     ):
 
@@ -71,25 +66,3 @@ async def woken(client: Client, messages: int) -> dict[str, list[float]]:
         waits["get_event"].append((time.time() - heard_at) * MILLISECONDS)
     await handle.get_result()
     return waits
-
-
-@asynccontextmanager
-async def listener(url: str) -> AsyncIterator[None]:
-    """A process of `bench.listener`."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.listener", url, cwd=ROOT, stdin=PIPE, stdout=PIPE
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(PATIENCE):
-            if await process.stdout.readline() != b"ready\n":
-                raise RuntimeError("the listener did not launch; it said why on stderr")
-        yield
-        process.stdin.close()
-        async with asyncio.timeout(PATIENCE):
-            await process.wait()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
