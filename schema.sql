@@ -586,7 +586,8 @@ $$;
 -- prune at a time do no harm: each skips what the other has locked, and deletes only the versions of
 -- rows that it has looked at, or, before that, has written to an archive.
 
--- Whether a policy lets a workflow go. failed_cutoff_ms is for those that failed; NULL: they are as the others.
+-- Whether a policy lets a workflow go. failed_cutoff_ms is for those that failed; NULL: they are as
+-- the others.
 create or replace function dbos.dbos_async_is_past(
     status text, created_at bigint, workflow_id text, ended_at bigint,
     cutoff_ms bigint, boundary_ms bigint, boundary_id text, failed_cutoff_ms bigint
@@ -793,8 +794,9 @@ begin
 end
 $$;
 
--- One batch after a position: found and deleted a little at a time, for 25 ms, so that its locks are
--- held for little longer, or until so many workflows are deleted.
+-- One batch after a position: found and deleted a little at a time, until so many are deleted. Its
+-- locks are held for 25 ms and little longer: the time counts from the first look that found any, or,
+-- for whoever waits for it to go on, ten times as long from the beginning.
 create or replace function dbos.dbos_async_prune_some(
     cutoff_ms bigint, boundary_ms bigint, boundary_id text, failed_cutoff_ms bigint,
     application text, after_ms bigint, after_id text, most integer,
@@ -804,7 +806,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    ends_at constant timestamptz := clock_timestamp() + interval '25 milliseconds';
+    ends_at timestamptz := clock_timestamp() + interval '250 milliseconds';
     began timestamptz;
     found record;
 begin
@@ -816,6 +818,9 @@ begin
         found := dbos.dbos_async_find_prunable(cutoff_ms, boundary_ms, boundary_id, failed_cutoff_ms,
                                                application, reached_ms, reached_id,
                                                least(200, most - deleted), 2000);
+        if deleted = 0 and cardinality(found.workflow_ids) > 0 then
+            ends_at := clock_timestamp() + interval '25 milliseconds';
+        end if;
         deleted := deleted + dbos.dbos_async_delete_prunable(found.workflow_ids, found.versions);
         reached_ms := found.reached_ms;
         reached_id := found.reached_id;
@@ -827,10 +832,11 @@ end
 $$;
 
 -- Prunes one batch, of at most batch_size and of as many as take 25 ms: workflows that ended longer
--- than max_age ago, or of which max_rows newer ones are kept. Those that failed (ERROR, CANCELLED, dead letters) go like all others, or keep_failed
--- after their end; `interval '1000 years'` keeps them. application_name: of that application, and of
--- none; NULL: of all. How many were deleted, whether there may be more, and where it came to: given
--- as after_ms and after_id, the next call goes on there. Nothing before it is deleted then.
+-- than max_age ago, or of which max_rows newer ones are kept. Those that failed (ERROR, CANCELLED,
+-- dead letters) go like all others, or keep_failed after their end; `interval '1000 years'` keeps
+-- them. application_name: of that application, and of none; NULL: of all. How many were deleted,
+-- whether there may be more, and where it came to: given as after_ms and after_id, the next call goes
+-- on there. Nothing before it is deleted then.
 create or replace function dbos.prune(
     max_age interval default null,
     max_rows bigint default null,

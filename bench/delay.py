@@ -32,7 +32,8 @@ class End(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._on_its_way.append(data)
-        asyncio.get_running_loop().call_later(self._delay, self._deliver)
+        if self.other is not None:
+            asyncio.get_running_loop().call_later(self._delay, self._deliver)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.other is not None:
@@ -60,7 +61,6 @@ class Near(End):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._transport.pause_reading()
         self._dialling = asyncio.create_task(self._link())
 
     async def _link(self) -> None:
@@ -70,7 +70,8 @@ class Near(End):
             self.close()
             return
         self.other.other = self
-        self._transport.resume_reading()
+        for _ in self._on_its_way:  # what came before there was anybody to send it to
+            asyncio.get_running_loop().call_later(self._delay, self._deliver)
 
 
 async def main(delay: float, path_or_host: str, port: int | None) -> None:

@@ -74,7 +74,9 @@ async def test_a_front_that_stays_keeps_nobody_from_going(database: Any) -> None
     await many(database, "alive-", 500, status="DELAYED", apart_ms=0)
     await many(database, "w-", 5, first_ms=1000)
     call = "select deleted from dbos.prune(max_age => interval '1 day', batch_size => 3)"
-    assert [await database.fetchval(call) for _ in range(3)] == [3, 2, 0]
+    deleted = [await database.fetchval(call) for _ in range(6)]  # fewer than 3 if it takes long
+    assert sum(deleted) == 5
+    assert max(deleted) <= 3
 
 
 async def test_prune_all_deletes_all_that_may_go_and_commits_each_batch(database: Any) -> None:
