@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, Final, get_origin
 
 import msgspec
 
@@ -96,6 +96,5 @@ def problem_of(status: int) -> dict[str, Any]:
 
 def is_optional(kind: Any) -> bool:
     """Whether a body of this kind may be left out."""
-    return issubclass(kind, msgspec.Struct) and not any(
-        field.required for field in msgspec.structs.fields(kind)
-    )
+    is_struct = get_origin(kind) is None and issubclass(kind, msgspec.Struct)
+    return is_struct and not any(field.required for field in msgspec.structs.fields(kind))
