@@ -199,9 +199,7 @@ async def test_what_was_decided_stays_decided(
             ]
             assert not again_ran, "steps ran again that had lost"
             if life is last and last.has_run:
-                # what lost may be cancelled before what was decided in it is told again
-                untold = earlier.decided.keys() - last.decided.keys()
-                assert all(label.startswith(tuple(last.lost)) for label in untold)
+                assert earlier.decided.keys() <= last.decided.keys()
     again = Life(dbos_database_url, seeds[0])
     [report] = await again.dbos.check_replay(workflow_ids=[workflow_id])
     assert report.is_ok, report
